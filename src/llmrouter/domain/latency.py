@@ -1,0 +1,127 @@
+"""Latency classes: how long a call site can wait, and when its backlog leaves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from llmrouter.errors import InvalidDeadlineError
+
+REAL_TIME = "real-time"
+"""The class that waits for nothing: it goes straight to ``messages.create``."""
+
+CLASS_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+"""What a class may be called: lower case words joined by hyphens, 32 characters at most."""
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A flush schedule that fires every so often."""
+
+    every: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CronLine:
+    """A flush schedule in the five fields of cron, in the time zone of the settings."""
+
+    line: str
+
+
+Schedule = Interval | CronLine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyClass:
+    """A promise about waiting: the answer is there ``deadline`` after it was accepted."""
+
+    name: str
+    deadline: timedelta
+    flush: Schedule
+
+
+def parse_span(text: str | float) -> timedelta:
+    """Reads a span: a number of seconds, or ``"90s"``, ``"15m"``, ``"24h"``, ``"7d"``, ``"200ms"``.
+
+    Raises:
+        ValueError: It is no span, or is not positive.
+    """
+    match = _SPAN.fullmatch(str(text).strip())
+    if match is None:
+        raise ValueError(
+            f"{text!r} is no span: give seconds, or a number with s, m, h or d, like '90s' or '24h'"
+        )
+    seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is no span: it must be longer than nothing")
+    return timedelta(seconds=seconds)
+
+
+def parse_schedule(text: str | float) -> Schedule:
+    """Reads a flush schedule: a span, or a cron line of five fields such as ``"0 22 * * *"``.
+
+    The fields of a cron line are checked where it is scheduled, by APScheduler.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(text, str) and len(text.split()) == 5:
+        return CronLine(line=text.strip())
+    try:
+        return Interval(every=parse_span(text))
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no schedule: give a span like '10m', or a cron line of five fields: '0 22 * * *'"
+        ) from None
+
+
+def linger(window: timedelta, *, at_least: timedelta, at_most: timedelta) -> timedelta:
+    """How long a group waits for company by default: a sixtieth of the window, clamped (POLICY.md)."""
+    return min(max(window / 60, at_least), at_most)
+
+
+def check_deadline(deadline: timedelta | datetime | None, now: datetime) -> None:
+    """Refuses a deadline of the caller's that cannot be one.
+
+    Raises:
+        InvalidDeadlineError: It is past, has no time zone, or is of another type.
+    """
+    match deadline:
+        case None:
+            return
+        case timedelta():
+            if deadline <= timedelta(0):
+                raise InvalidDeadlineError("deadline", f"{deadline} is not in the future")
+        case datetime():
+            if deadline.tzinfo is None or deadline.utcoffset() is None:
+                raise InvalidDeadlineError(
+                    "deadline",
+                    f"{deadline.isoformat()} has no time zone; give an aware datetime or a timedelta",
+                )
+            if deadline <= now:
+                raise InvalidDeadlineError(
+                    "deadline", f"{deadline.isoformat()} has passed (it is {now.isoformat()})"
+                )
+        case _:
+            raise InvalidDeadlineError(
+                "deadline", f"give a timedelta or an aware datetime, not {type(deadline).__name__}"
+            )
+
+
+def deadline_at(
+    latency: LatencyClass, override: timedelta | datetime | None, accepted_at: datetime
+) -> datetime:
+    """The instant by which the answer must be there.
+
+    Args:
+        latency: The class, whose deadline counts when there is no override.
+        override: The caller's own deadline, already checked.
+        accepted_at: When the request became durable.
+    """
+    if isinstance(override, datetime):
+        return override
+    return accepted_at + (latency.deadline if override is None else override)
