@@ -1,0 +1,72 @@
+"""The contract of `Store`, a behavior a test. An adapter's tests are a subclass with two lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from conformance.claiming import BodyContract, ClaimContract
+from conformance.crowd import CrowdContract
+from conformance.intake import CancelContract, EnqueueContract, KeyContract, WaitingContract
+from conformance.running import CloseContract, FlushRequestContract, LeaseContract, SweepContract
+from conformance.scene import Scene
+from conformance.settling import BatchContract, LogContract, OutcomesContract, SettleContract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from llmrouter.ports import Store
+
+__all__ = ["StoreConformance"]
+
+
+class StoreConformance(
+    EnqueueContract,
+    KeyContract,
+    WaitingContract,
+    CancelContract,
+    ClaimContract,
+    BodyContract,
+    SettleContract,
+    OutcomesContract,
+    BatchContract,
+    LogContract,
+    LeaseContract,
+    FlushRequestContract,
+    SweepContract,
+    CloseContract,
+    CrowdContract,
+):
+    """Every promise of the contract.
+
+    A subclass has a fixture ``opening``: a callable that opens one and the same store each time.
+    """
+
+    durable: ClassVar[bool]
+    """Whether what one instance stored is seen by another one, and after a close."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Lets tests look with the eyes of other processes too, and go on working in them."""
+        for fixture in {"look", "work"}.intersection(metafunc.fixturenames):
+            others = ["rival", "reopened"] if self.durable else []
+            metafunc.parametrize(fixture, ["same", *others], indirect=True)
+
+    @pytest.fixture
+    def scene(self, opening: Callable[[], Store]) -> Iterator[Scene]:
+        """A new store."""
+        scene = Scene(opening)
+        yield scene
+        scene.close()
+
+    @pytest.fixture
+    def look(self, scene: Scene, request: pytest.FixtureRequest) -> Callable[[], Store]:
+        """The store as its writer sees it, or a process that had it open before, or one that opens it."""
+        ways = {"same": lambda: scene.store, "rival": lambda: scene.rival, "reopened": scene.reopen}
+        return ways[request.param]
+
+    @pytest.fixture
+    def work(self, scene: Scene, request: pytest.FixtureRequest) -> Callable[[], Store]:
+        """The engine goes on where it is, in a process that takes the lease over, or after a restart."""
+        ways = {"same": lambda: scene.store, "rival": scene.hand_over, "reopened": scene.reopen}
+        return ways[request.param]
