@@ -1,0 +1,148 @@
+"""The future of a message: for threads and for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from concurrent.futures import Future, InvalidStateError
+from typing import TYPE_CHECKING, Protocol
+
+from anthropic.types import Message
+
+from llmrouter.errors import RouterClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from datetime import datetime
+
+    from llmrouter.domain.requests import Outcome
+
+__all__ = ["MessageFuture"]
+
+
+class Owner(Protocol):
+    """What a future asks of its router."""
+
+    def cancel(self, request_id: str) -> bool:
+        """Takes a request out of the queue, if it is still there."""
+        ...
+
+    def state(self, request_id: str) -> str:
+        """Where a request is."""
+        ...
+
+    def decode(self, outcome: Outcome) -> Message | Exception:
+        """The message of an outcome, or the exception that the SDK would have raised live."""
+        ...
+
+    def pin(self, future: MessageFuture) -> None:
+        """Keeps a future alive that somebody listens to."""
+        ...
+
+
+class MessageFuture(Future[Message]):
+    """A `concurrent.futures.Future` of a `Message` that can also be awaited.
+
+    ``result()`` and ``await`` give the message, or raise the SDK's own typed exception. A future
+    that nobody holds or listens to may be forgotten; its request is not: `Router.future` makes
+    another. Awaiting never cancels: a cancelled task leaves the request where it is.
+
+    Attributes:
+        request_id: The request's id; real-time requests have none that outlives the process.
+        key: The caller's idempotency key, or None.
+        latency: Name of the latency class.
+        deadline: By when the answer is to be there; aware, UTC. None for real-time requests.
+        outcome: How the request ended, with its times and batch; None before that, and for
+            real-time requests.
+    """
+
+    def __init__(
+        self, owner: Owner, *, request_id: str, key: str | None, latency: str, deadline: datetime | None
+    ) -> None:
+        super().__init__()
+        self._owner = owner
+        self.request_id = request_id
+        self.key = key
+        self.latency = latency
+        self.deadline = deadline
+        self.outcome: Outcome | None = None
+
+    def status(self) -> str:
+        """Where the request is: ``queued``, ``claimed``, ``in_doubt``, ``in_flight`` or how it ended."""
+        if self.done() and self.outcome is None:
+            return "canceled" if self.cancelled() else ("errored" if self.exception() else "succeeded")
+        return self.outcome.kind.value if self.outcome is not None else self._owner.state(self.request_id)
+
+    def cancel(self) -> bool:
+        """Takes the request out of the queue. False when it has left it: then it cannot be stopped."""
+        if self.done():
+            return self.cancelled()
+        if not self._owner.cancel(self.request_id):
+            return False
+        self._cancel_now()
+        return True
+
+    def add_done_callback(self, fn: Callable[[Future[Message]], object]) -> None:
+        """See `concurrent.futures.Future.add_done_callback`; also keeps this future alive."""
+        if not self.done():
+            self._owner.pin(self)
+        super().add_done_callback(fn)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Takes the outcome. The resolver calls it; a second call changes nothing."""
+        if self.done():
+            return
+        self.outcome = outcome
+        if outcome.batch_id is None and not outcome.raw:
+            self._cancel_now()
+            return
+        try:
+            answer = self._owner.decode(outcome)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the waiting caller must hear of it)
+            answer = error
+        self.finish(answer)
+
+    def finish(self, answer: Message | BaseException) -> None:
+        """Ends the wait with a message or an exception."""
+        with contextlib.suppress(InvalidStateError):  # Another thread was first.
+            if isinstance(answer, BaseException):
+                self.set_exception(answer)
+            else:
+                self.set_result(answer)
+
+    def take(self, message: Message | None, error: BaseException | None) -> None:
+        """Takes the answer of a live call."""
+        self.finish(error or message or RuntimeError("a live call ended without an answer"))
+
+    def abandon(self) -> None:
+        """Tells who waits that the router was closed."""
+        self.finish(
+            RouterClosedError(
+                f"{self.request_id}: the router was closed before the answer came. The request is safe in"
+                f" the store; router.future({self.request_id!r}) in any process waits for it"
+            )
+        )
+
+    def __await__(self) -> Generator[object, None, Message]:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def wake() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def tell(_future: Future[Message]) -> None:
+            try:
+                loop.call_soon_threadsafe(wake)
+            except RuntimeError:
+                return  # The loop was closed: nobody waits there any more.
+
+        self.add_done_callback(tell)
+        yield from done
+        if self.cancelled():
+            raise asyncio.CancelledError
+        return self.result()
+
+    def _cancel_now(self) -> None:
+        if super().cancel():
+            self.set_running_or_notify_cancel()

@@ -1,0 +1,1 @@
+"""What people read: status and reports, from what the store knows."""

@@ -1,0 +1,183 @@
+"""The engine on APScheduler's clockwork: inside an application, or as its own process."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+
+from llmrouter.domain.latency import CronLine
+from llmrouter.domain.scheduling import Flush, FlushReason, plan_early_flushes
+from llmrouter.engine.lease import RENEW_EVERY
+from llmrouter.errors import LeaseLostError, StoreBusyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime, timedelta
+    from zoneinfo import ZoneInfo
+
+    from llmrouter.domain.latency import Schedule
+    from llmrouter.engine.flusher import Hold
+    from llmrouter.ports import Lease
+    from llmrouter.wiring import Engine
+
+_WATCH_SECONDS = 1
+_POLL_SECONDS = 5
+_SWEEP_SECONDS = 30
+_THREADS = 4
+
+log = logging.getLogger("llmrouter.worker")
+
+
+class Worker:
+    """Runs the parts of the engine while this process holds the lease of the store.
+
+    Any number of processes may have one; the store lets a single one work, and another takes over
+    when it ends.
+    """
+
+    def __init__(self, engine: Engine, *, poll: timedelta | None, timezone: ZoneInfo | None) -> None:
+        """Makes a worker that does nothing yet.
+
+        Args:
+            engine: What it runs.
+            poll: How often open batches are looked at; None leaves it to their age.
+            timezone: Of cron lines; None for the machine's.
+        """
+        self._engine = engine
+        self._flushing = threading.Lock()
+        self.problems: dict[str, str] = {}
+        self._scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(_THREADS)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+            **({} if timezone is None else {"timezone": timezone}),
+        )
+        self._add_jobs(poll, timezone)
+
+    @property
+    def holds(self) -> Mapping[str, Hold]:
+        """Lanes that are held back after a refusal, by lane id."""
+        return self._engine.flusher.holds
+
+    @property
+    def working(self) -> bool:
+        """Whether this process holds the lease."""
+        return self._engine.keeper.lease is not None
+
+    def start(self) -> None:
+        """Takes the lease if it is free, and begins to work."""
+        self._guarded("lease", self._keep_lease)
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Ends cleanly: waits for a create or a settle that is under way, and gives the lease back."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
+        self._guarded("lease", self._engine.keeper.release)
+
+    def flush(self) -> int:
+        """Sends everything that waits now, in this thread; answers with the batches it created.
+
+        Where another process works on the store, it is asked to do so, and the answer is 0.
+        """
+        lease = self._engine.keeper.lease
+        if lease is None:
+            self._engine.store.request_flush()
+            return 0
+        return self._flush_all(lease)
+
+    def collect(self) -> int:
+        """Looks at every open batch now, in this thread; answers with how many it collected."""
+        lease = self._engine.keeper.lease
+        return 0 if lease is None else self._engine.collector.run_once(lease, everything=True)
+
+    def _add_jobs(self, poll: timedelta | None, timezone: ZoneInfo | None) -> None:
+        for name, latency in self._engine.classes.items():
+            self._add(f"flush:{name}", _trigger(latency.flush, timezone), self._flush_class(name))
+        poll_seconds = _POLL_SECONDS if poll is None else poll.total_seconds()
+        self._add("lease", _every(RENEW_EVERY.total_seconds()), self._keep_lease)
+        self._add("watch", _every(_WATCH_SECONDS), self._leased(self._watch))
+        self._add("poll", _every(poll_seconds), self._leased(self._engine.collector.run_once))
+        self._add("sweep", _every(_SWEEP_SECONDS), self._leased(self._engine.janitor.run_once))
+
+    def _add(self, name: str, trigger: CronTrigger | IntervalTrigger, job: Callable[[], object]) -> None:
+        self._scheduler.add_job(self._guarded, trigger, args=(name, job), id=name, name=name)
+
+    def _guarded(self, name: str, job: Callable[[], object]) -> None:
+        """Runs a job; whatever goes wrong is logged and shown in the status, and does not end the rest."""
+        try:
+            job()
+        except LeaseLostError as error:
+            self._engine.keeper.lose()
+            log.warning("%s: %s", name, error)
+        except StoreBusyError as error:
+            self.problems[name] = str(error)
+            log.warning("%s: %s", name, error)
+        except Exception as error:
+            self.problems[name] = f"{type(error).__name__}: {error}"
+            log.exception("%s failed; it will be tried again", name)
+        else:
+            self.problems.pop(name, None)
+
+    def _leased(self, job: Callable[[Lease], object]) -> Callable[[], None]:
+        def run() -> None:
+            lease = self._engine.keeper.lease
+            if lease is not None:
+                job(lease)
+
+        return run
+
+    def _keep_lease(self) -> None:
+        before = self._engine.keeper.lease
+        lease = self._engine.keeper.run_once(self._engine.clock.now())
+        if lease is not None and lease != before:
+            self._engine.reconciler.run_once(lease)
+
+    def _flush_class(self, name: str) -> Callable[[], None]:
+        def flush(lease: Lease) -> None:
+            backlog = [waiting for waiting in self._engine.store.waiting() if waiting.latency == name]
+            self._send(lease, [Flush(waiting=waiting, reason=FlushReason.SCHEDULED) for waiting in backlog])
+
+        return self._leased(flush)
+
+    def _watch(self, lease: Lease) -> None:
+        if self._engine.store.take_flush_request(lease):
+            self._flush_all(lease)
+            return
+        flushes = plan_early_flushes(
+            self._engine.clock.now(),
+            self._engine.store.waiting(),
+            self._engine.classes,
+            self._engine.limits,
+            self._next_slots(),
+            self._engine.margin,
+        )
+        self._send(lease, flushes)
+
+    def _flush_all(self, lease: Lease) -> int:
+        backlog = self._engine.store.waiting()
+        return self._send(lease, [Flush(waiting=waiting, reason=FlushReason.ASKED) for waiting in backlog])
+
+    def _send(self, lease: Lease, flushes: list[Flush]) -> int:
+        # One at a time: two flushes of a lane would only split its batches.
+        with self._flushing:
+            return self._engine.flusher.run_once(lease, flushes)
+
+    def _next_slots(self) -> dict[str, datetime]:
+        jobs = {name: self._scheduler.get_job(f"flush:{name}") for name in self._engine.classes}
+        return {name: job.next_run_time for name, job in jobs.items() if job is not None}
+
+
+def _every(seconds: float) -> IntervalTrigger:
+    return IntervalTrigger(seconds=seconds)
+
+
+def _trigger(schedule: Schedule, timezone: ZoneInfo | None) -> CronTrigger | IntervalTrigger:
+    if isinstance(schedule, CronLine):
+        return CronTrigger.from_crontab(schedule.line, timezone)
+    return _every(schedule.every.total_seconds())
