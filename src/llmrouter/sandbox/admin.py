@@ -1,0 +1,97 @@
+"""Routes under `/_sandbox/`, for another process to drive the sandbox: no credential, never counted.
+
+| call | does |
+|---|---|
+| `GET /_sandbox/books` | the account in figures, as `Books.summarize` |
+| `GET /_sandbox/faults` | every fault since the last clear, with its `strikes` |
+| `POST /_sandbox/faults` | adds the fault in the body, as `Fault.from_json` |
+| `DELETE /_sandbox/faults` | clears them |
+| `GET /_sandbox/clock` | `{"now": ...}` |
+| `POST /_sandbox/advance` | `{"seconds": 600}` moves the clock forward |
+| `POST /_sandbox/reset` | forgets batches, books and faults |
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
+
+from llmrouter.sandbox.app import json_response
+from llmrouter.sandbox.batches import format_instant
+from llmrouter.sandbox.errors import ApiError
+from llmrouter.sandbox.faults import ArmedFault, Fault
+from llmrouter.sandbox.items import parse_object
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from llmrouter.sandbox.core import Sandbox
+
+    Action = Callable[[dict[str, Any]], Any]
+
+
+def build_admin_routes(sandbox: Sandbox) -> list[Route]:
+    """The routes that look at `sandbox` and drive it."""
+    admin = _Admin(sandbox)
+    table: list[tuple[str, str, Action]] = [
+        ("GET", "books", lambda _: sandbox.books.summarize()),
+        ("GET", "faults", lambda _: [_show(armed) for armed in sandbox.faults.armed]),
+        ("POST", "faults", admin.add_fault),
+        ("DELETE", "faults", admin.clear_faults),
+        ("GET", "clock", lambda _: admin.show_clock()),
+        ("POST", "advance", admin.advance),
+        ("POST", "reset", admin.reset),
+    ]
+    return [Route(f"/_sandbox/{path}", _route(action), methods=[method]) for method, path, action in table]
+
+
+class _Admin:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def add_fault(self, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            fault = Fault.from_json(body)
+        except ValueError as error:
+            raise ApiError("invalid_request_error", str(error)) from error
+        return _show(self._sandbox.faults.add(fault))
+
+    def clear_faults(self, _body: dict[str, Any]) -> dict[str, Any]:
+        self._sandbox.faults.clear()
+        return {}
+
+    def show_clock(self) -> dict[str, Any]:
+        return {"now": format_instant(self._sandbox.clock.now())}
+
+    def advance(self, body: dict[str, Any]) -> dict[str, Any]:
+        seconds = body.get("seconds")
+        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or seconds < 0:
+            raise ApiError("invalid_request_error", "seconds: Input should be a number, not negative")
+        try:
+            self._sandbox.clock.advance(timedelta(seconds=seconds))
+        except OverflowError as error:
+            raise ApiError("invalid_request_error", f"seconds: {error}") from error
+        return self.show_clock()
+
+    def reset(self, _body: dict[str, Any]) -> dict[str, Any]:
+        self._sandbox.reset()
+        return {}
+
+
+def _route(action: Action) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        raw = await request.body()
+        body = parse_object(raw) if raw else {}
+        return json_response(await run_in_threadpool(action, body))
+
+    return answer
+
+
+def _show(armed: ArmedFault) -> dict[str, Any]:
+    return {**armed.fault.to_json(), "strikes": armed.strikes}
