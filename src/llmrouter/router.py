@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Router"]
 
 _DRAIN_LOOK_SECONDS = 0.05
+_DRAIN_FLUSH_SECONDS = 1.0
 
 log = logging.getLogger("llmrouter")
 
@@ -241,14 +242,20 @@ class Router:
             True when nothing is left, False when the time was up first.
         """
         give_up_at = None if timeout is None else time.monotonic() + timeout
+        flush_at = 0.0
         store = self._parts.store
-        self.flush()
-        while store.waiting() or store.open_batches():
-            if give_up_at is not None and time.monotonic() >= give_up_at:
+        while True:
+            waiting = bool(store.waiting())
+            if not waiting and not store.open_batches():
+                return True
+            now = time.monotonic()
+            if give_up_at is not None and now >= give_up_at:
                 return False
+            if waiting and now >= flush_at:  # Also what a batch has sent back.
+                self.flush()
+                flush_at = now + _DRAIN_FLUSH_SECONDS
             self._check_open()
             time.sleep(_DRAIN_LOOK_SECONDS)
-        return True
 
     def status(self) -> RouterStatus:
         """What waits, what is in flight, what is held back, and who works on it."""

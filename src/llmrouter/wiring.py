@@ -115,7 +115,7 @@ class Parts:
                 store,
                 api,
                 clock,
-                poll=settings.poll,
+                fixed_poll=settings.poll is not None,
                 max_attempts=settings.max_attempts,
                 on_settled=on_settled,
             ),

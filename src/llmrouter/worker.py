@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -11,14 +12,14 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from llmrouter.domain.latency import CronLine
+from llmrouter.domain.latency import CronLine, Interval
 from llmrouter.domain.scheduling import Flush, FlushReason, plan_early_flushes
 from llmrouter.engine.lease import RENEW_EVERY
 from llmrouter.errors import LeaseLostError, StoreBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import datetime, timedelta
+    from datetime import timedelta
     from zoneinfo import ZoneInfo
 
     from llmrouter.domain.latency import Schedule
@@ -91,22 +92,26 @@ class Worker:
             return 0
         return self._flush_all(lease)
 
-    def collect(self) -> int:
-        """Looks at every open batch now, in this thread; answers with how many it collected."""
-        lease = self._engine.keeper.lease
-        return 0 if lease is None else self._engine.collector.run_once(lease, everything=True)
-
     def _add_jobs(self, poll: timedelta | None, timezone: ZoneInfo | None) -> None:
         for name, latency in self._engine.classes.items():
-            self._add(f"flush:{name}", _trigger(latency.flush, timezone), self._flush_class(name))
+            # An interval begins with a flush: of what an earlier process left behind.
+            at_once = isinstance(latency.flush, Interval)
+            self._add(f"flush:{name}", _trigger(latency.flush, timezone), self._flush_class(name), at_once)
         poll_seconds = _POLL_SECONDS if poll is None else poll.total_seconds()
         self._add("lease", _every(RENEW_EVERY.total_seconds()), self._keep_lease)
         self._add("watch", _every(_WATCH_SECONDS), self._leased(self._watch))
         self._add("poll", _every(poll_seconds), self._leased(self._engine.collector.run_once))
         self._add("sweep", _every(_SWEEP_SECONDS), self._leased(self._engine.janitor.run_once))
 
-    def _add(self, name: str, trigger: CronTrigger | IntervalTrigger, job: Callable[[], object]) -> None:
-        self._scheduler.add_job(self._guarded, trigger, args=(name, job), id=name, name=name)
+    def _add(
+        self,
+        name: str,
+        trigger: CronTrigger | IntervalTrigger,
+        job: Callable[[], object],
+        at_once: bool = False,
+    ) -> None:
+        first = {"next_run_time": datetime.now(UTC)} if at_once else {}
+        self._scheduler.add_job(self._guarded, trigger, args=(name, job), id=name, name=name, **first)
 
     def _guarded(self, name: str, job: Callable[[], object]) -> None:
         """Runs a job; whatever goes wrong is logged and shown in the status, and does not end the rest."""

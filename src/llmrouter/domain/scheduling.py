@@ -106,6 +106,6 @@ def plan_early_flushes(
     return flushes
 
 
-def poll_interval(age: timedelta, fixed: timedelta | None) -> timedelta:
+def poll_interval(age: timedelta) -> timedelta:
     """How long to leave a batch alone between two looks: 10 s at first, 60 s from half an hour on."""
-    return fixed or min(max(age / _POLL_SHARE, _POLL_MIN), _POLL_MAX)
+    return min(max(age / _POLL_SHARE, _POLL_MIN), _POLL_MAX)

@@ -25,7 +25,7 @@ from llmrouter.domain.scheduling import poll_interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from llmrouter.ports import BatchApi, Clock, Lease, Store
 
@@ -48,7 +48,7 @@ class Collector:
         api: BatchApi,
         clock: Clock,
         *,
-        poll: timedelta | None,
+        fixed_poll: bool,
         max_attempts: int,
         on_settled: Callable[[], None] = lambda: None,
     ) -> None:
@@ -58,25 +58,21 @@ class Collector:
             store: Where the batches are.
             api: Where their results are.
             clock: Tells a batch's age.
-            poll: A fixed time between two looks, or None for one that grows with a batch's age.
+            fixed_poll: Look at every batch in each run; else the less often the older it is.
             max_attempts: Batches that a request may be in before a passing error is its outcome.
             on_settled: Called after each settle, so that waiting futures can be looked after.
         """
         self._store = store
         self._api = api
         self._clock = clock
-        self._poll = poll
+        self._fixed = fixed_poll
         self._max_attempts = max_attempts
         self._on_settled = on_settled
         self._looked_at: dict[str, datetime] = {}
         self._reads: Counter[str] = Counter()
 
-    def run_once(self, lease: Lease, *, everything: bool = False) -> int:
+    def run_once(self, lease: Lease) -> int:
         """Polls the batches whose turn it is, and collects those that ended.
-
-        Args:
-            lease: Of this process.
-            everything: Also those whose turn it is not yet.
 
         Returns:
             How many batches were collected whole.
@@ -90,7 +86,7 @@ class Collector:
             for batch in self._store.open_batches()
             if batch.state is BatchState.IN_FLIGHT
             and self._api.serves(batch.lane)
-            and (everything or self._is_due(batch, now))
+            and self._is_due(batch, now)
         ]
         collected = 0
         for _, members in groupby(sorted(due, key=_origin), key=_origin):
@@ -102,10 +98,9 @@ class Collector:
 
     def _is_due(self, batch: Batch, now: datetime) -> bool:
         looked_at = self._looked_at.get(batch.batch_id)
-        if looked_at is None:
+        if looked_at is None or self._fixed:
             return True
-        age = now - (batch.created_at or batch.claimed_at)
-        return now - looked_at >= poll_interval(age, self._poll)
+        return now - looked_at >= poll_interval(now - (batch.created_at or batch.claimed_at))
 
     def _describe(self, batches: list[Batch], now: datetime) -> Iterator[tuple[Batch, ProviderBatch]]:
         wanted = {batch.provider_batch_id or "": batch.created_at or batch.claimed_at for batch in batches}

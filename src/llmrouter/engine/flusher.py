@@ -57,6 +57,7 @@ class Flusher:
         self._clock = clock
         self._limits = limits
         self._suspects: dict[str, int] = {}
+        self._unrecorded: dict[str, Batch] = {}
         self.holds: dict[str, Hold] = {}
 
     def run_once(self, lease: Lease, flushes: Iterable[Flush]) -> int:
@@ -68,6 +69,7 @@ class Flusher:
         Raises:
             LeaseLostError: Another process works on the store now.
         """
+        self._record_again(lease)
         created = 0
         for flush in flushes:
             if self._may_go(flush.waiting):
@@ -121,22 +123,37 @@ class Flusher:
             return False
         except CreateUnclearError as unclear:
             log.warning("it is unclear whether the batch was created: %s", unclear, extra=known)
-            self._store.update_batch(lease, replace(batch, state=BatchState.IN_DOUBT))
+            self._record(lease, replace(batch, state=BatchState.IN_DOUBT))
             return True
-        self._store.update_batch(
-            lease,
-            replace(
-                batch,
-                state=BatchState.IN_FLIGHT,
-                provider_batch_id=described.provider_batch_id,
-                created_at=described.created_at,
-                expires_at=described.expires_at,
-            ),
+        except BaseException:
+            # Whatever it was, the create may have been under way.
+            self._record(lease, replace(batch, state=BatchState.IN_DOUBT))
+            raise
+        created = replace(
+            batch,
+            state=BatchState.IN_FLIGHT,
+            provider_batch_id=described.provider_batch_id,
+            created_at=described.created_at,
+            expires_at=described.expires_at,
         )
+        self._record(lease, created)
         self.holds.pop(batch.lane.lane_id, None)
         self._suspects_passed(batch)
         log.info("created a batch of %d requests (%s)", batch.request_count, reason, extra=known)
         return True
+
+    def _record(self, lease: Lease, batch: Batch) -> None:
+        """Writes down what became of a create; keeps it for the next run if the store cannot now."""
+        self._unrecorded[batch.batch_id] = batch
+        self._store.update_batch(lease, batch)
+        del self._unrecorded[batch.batch_id]
+
+    def _record_again(self, lease: Lease) -> None:
+        for batch in list(self._unrecorded.values()):
+            if batch.fence == lease.fence:
+                self._record(lease, batch)
+            else:
+                del self._unrecorded[batch.batch_id]  # Whoever had the lease meanwhile took care of it.
 
     def _take_back(self, lease: Lease, batch: Batch, refusal: CreateRefusedError) -> None:
         """Deals with a batch that the API refused as a whole.

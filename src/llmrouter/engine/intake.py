@@ -13,7 +13,7 @@ from llmrouter.domain.requests import PAGE_SLOTS, QueuedRequest, format_request_
 from llmrouter.errors import KeyConflictError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime, timedelta
 
     from llmrouter.domain.latency import LatencyClass
@@ -114,7 +114,7 @@ class Intake:
             lead = not self._committing
             self._committing = True
         if lead:
-            self._executor.submit(self._commit_round)
+            self._soon(self._commit_round)
         return ticket.done
 
     def close(self) -> None:
@@ -135,7 +135,13 @@ class Intake:
         with self._lock:
             more = self._committing = bool(self._waiting)
         if more:
-            self._executor.submit(self._commit_round)
+            self._soon(self._commit_round)
+
+    def _soon(self, work: Callable[[], None]) -> None:
+        try:
+            self._executor.submit(work)
+        except RuntimeError:  # Closed meanwhile: who still waits must not wait for ever.
+            work()
 
     def _take_tickets(self) -> list[_Ticket]:
         count = body_bytes = 0
