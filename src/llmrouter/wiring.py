@@ -25,7 +25,6 @@ from llmrouter.engine.lease import LeaseKeeper
 from llmrouter.engine.reconciler import Reconciler
 from llmrouter.errors import SettingsError
 from llmrouter.routing import Routing
-from llmrouter.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from llmrouter.domain.packing import BatchLimits
     from llmrouter.domain.requests import Outcome
     from llmrouter.ports import Clock, Store
+    from llmrouter.settings import Settings
 
 
 class SystemClock:
@@ -136,6 +136,8 @@ def build(
         SettingsError: Settings are wrong, or the client has no batches.
         StoreUnusableError: The store cannot be opened.
     """
+    from llmrouter.settings import Settings  # noqa: PLC0415  (pydantic-settings loads with the first router)
+
     settings = settings or Settings()
     clock = clock or SystemClock()
     client = client or Anthropic()
