@@ -16,7 +16,7 @@ from llmrouter.domain.latency import REAL_TIME, check_deadline
 from llmrouter.domain.requests import Group, RequestState
 from llmrouter.engine.intake import Draft
 from llmrouter.engine.resolver import Resolver
-from llmrouter.errors import RouterClosedError, UnknownRequestError
+from llmrouter.errors import RouterClosedError, SettingsError, UnknownRequestError
 from llmrouter.futures import MessageFuture
 from llmrouter.reports.status import RouterStatus, describe
 from llmrouter.routing import call_site
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anthropic import Anthropic
     from anthropic.types import Message
 
-    from llmrouter.domain.requests import Accepted, Outcome
+    from llmrouter.domain.requests import Accepted, Lane, Outcome
     from llmrouter.ports import Clock, Store
     from llmrouter.settings import Settings
     from llmrouter.worker import Worker
@@ -265,6 +265,7 @@ class Router:
             self._parts.store,
             self._parts.clock.now(),
             working=worker is not None and worker.working,
+            serves=self._serves,
             holds=worker.holds if worker is not None else {},
             problems=worker.problems if worker is not None else {},
         )
@@ -329,6 +330,12 @@ class Router:
     def pin(self, future: MessageFuture) -> None:
         """Keeps a future alive that somebody listens to."""
         self._resolver.pin(future)
+
+    def _serves(self, lane: Lane) -> bool:
+        try:
+            return self._parts.lanes.serves(lane)
+        except SettingsError:  # There is no credential at all.
+            return False
 
     def _make_worker(self) -> Worker:
         from llmrouter.worker import Worker  # noqa: PLC0415  (APScheduler loads with the first worker)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from llmrouter.domain.batches import BatchState
+    from llmrouter.domain.requests import Lane
     from llmrouter.ports import Store
 
 
@@ -22,6 +23,8 @@ class BacklogStatus:
     request_count: int
     body_bytes: int
     earliest_deadline_at: datetime
+    served: bool
+    """False: this process does not hold the lane's credential, so it leaves the lane waiting."""
     held_until: datetime | None
     """The API refused the lane's last batch: nothing of it is sent before then."""
     held_reason: str | None
@@ -38,6 +41,8 @@ class BatchStatus:
     request_count: int
     claimed_at: datetime
     expires_at: datetime | None
+    served: bool
+    """False: this process does not hold its credential, so it cannot collect it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,13 @@ class Held(Protocol):
 
 
 def describe(
-    store: Store, now: datetime, *, working: bool, holds: Mapping[str, Held], problems: Mapping[str, str]
+    store: Store,
+    now: datetime,
+    *,
+    working: bool,
+    serves: Callable[[Lane], bool],
+    holds: Mapping[str, Held],
+    problems: Mapping[str, str],
 ) -> RouterStatus:
     """The status as of now. Reads keys and batches, no bodies.
 
@@ -86,6 +97,7 @@ def describe(
         store: Where the work is.
         now: The present instant.
         working: Whether this process does the store's work.
+        serves: Whether this process holds a lane's credential.
         holds: Lanes that are held back, by lane id.
         problems: What went wrong in the engine, by job.
     """
@@ -101,6 +113,7 @@ def describe(
                 request_count=waiting.request_count,
                 body_bytes=waiting.body_bytes,
                 earliest_deadline_at=waiting.earliest_deadline_at,
+                served=serves(waiting.lane),
                 held_until=hold.until if hold else None,
                 held_reason=hold.reason if hold else None,
             )
@@ -114,6 +127,7 @@ def describe(
             request_count=batch.request_count,
             claimed_at=batch.claimed_at,
             expires_at=batch.expires_at,
+            served=serves(batch.lane),
         )
         for batch in store.open_batches()
     )
