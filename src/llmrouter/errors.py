@@ -113,6 +113,8 @@ class CreateError(LlmrouterError):
         status: The HTTP status, or None when there was no answer.
         retry_after: How long the API asks to wait, or None when it does not say.
         envelope: The API's error body, or None when it sent none.
+        blames_content: Whether the API found fault with what was in the batch, and not with the
+            account, its limits or the moment.
     """
 
     def __init__(
@@ -122,10 +124,12 @@ class CreateError(LlmrouterError):
         status: int | None = None,
         retry_after: timedelta | None = None,
         envelope: Mapping[str, Any] | None = None,
+        blames_content: bool = False,
     ) -> None:
         self.status = status
         self.retry_after = retry_after
         self.envelope = envelope
+        self.blames_content = blames_content
         super().__init__(message)
 
 

@@ -16,7 +16,7 @@ from llmrouter.domain.latency import REAL_TIME, check_deadline
 from llmrouter.domain.requests import Group, RequestState
 from llmrouter.engine.intake import Draft
 from llmrouter.engine.resolver import Resolver
-from llmrouter.errors import RouterClosedError, SettingsError, UnknownRequestError
+from llmrouter.errors import InvalidRequestError, RouterClosedError, SettingsError, UnknownRequestError
 from llmrouter.futures import MessageFuture
 from llmrouter.reports.status import RouterStatus, describe
 from llmrouter.routing import call_site
@@ -114,7 +114,7 @@ class Router:
         """
         site = site or call_site(1)
         if latency == REAL_TIME:
-            return self._go_live(request, deadline, key, extra_headers, None)
+            return self._start_live(self._check_live(request, deadline, extra_headers), key, extra_headers)
         draft = self._draft(request, latency, deadline, site, key, extra_headers, None)
         since = self._resolver.position()
         return self._wait([draft], self._parts.intake.enqueue([draft]), since)[0]
@@ -168,7 +168,7 @@ class Router:
         """
         site = site or call_site(1)
         if latency == REAL_TIME:
-            return self._go_live(request, deadline, key, extra_headers, None)
+            return self._start_live(self._check_live(request, deadline, extra_headers), key, extra_headers)
         draft = self._draft(request, latency, deadline, site, key, extra_headers, None)
         return (await self._enqueue_soon([draft]))[0]
 
@@ -359,7 +359,10 @@ class Router:
         if deadline is not None:
             check_deadline(deadline, self._parts.clock.now())
         encoded = self._parts.encode(request, batch=True, extra_headers=extra_headers, index=index)
-        lane = self._parts.lanes.lane_for(encoded.headers)
+        try:
+            lane = self._parts.lanes.lane_for(encoded.headers)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(error.field, error.problem, index=index) from None
         name = (lane.lane_id, latency, site, encoded.model)
         group = self._groups.get(name)
         if group is None:
@@ -416,26 +419,31 @@ class Router:
         deadline: timedelta | datetime | None,
         extra_headers: Mapping[str, str] | None,
     ) -> list[MessageFuture]:
-        checked = list(pairs)
-        for index, (request, _) in enumerate(checked):
-            self._parts.encode(request, batch=False, extra_headers=extra_headers, index=index)
-        return [self._go_live(request, deadline, key, extra_headers, None) for request, key in checked]
+        checked = [
+            (self._check_live(request, deadline, extra_headers, index), key)
+            for index, (request, key) in enumerate(pairs)
+        ]
+        return [self._start_live(arguments, key, extra_headers) for arguments, key in checked]
 
-    def _go_live(
+    def _check_live(
         self,
         request: Mapping[str, Any],
         deadline: timedelta | datetime | None,
-        key: str | None,
         extra_headers: Mapping[str, str] | None,
-        index: int | None,
-    ) -> MessageFuture:
+        index: int | None = None,
+    ) -> Mapping[str, Any]:
         self._check_open()
         check_deadline(deadline, self._parts.clock.now())
-        self._parts.encode(request, batch=False, extra_headers=extra_headers, index=index)
+        encoded = self._parts.encode(request, batch=False, extra_headers=extra_headers, index=index)
+        return encoded.arguments
+
+    def _start_live(
+        self, arguments: Mapping[str, Any], key: str | None, extra_headers: Mapping[str, str] | None
+    ) -> MessageFuture:
         future = MessageFuture(
             self, request_id=f"live_{secrets.token_hex(10)}", key=key, latency=REAL_TIME, deadline=None
         )
-        self._parts.live.start(request, extra_headers or {}, future.take)
+        self._parts.live.start(arguments, extra_headers or {}, future.take)
         return future
 
     def _check_open(self) -> None:

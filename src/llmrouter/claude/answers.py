@@ -19,9 +19,6 @@ from llmrouter.errors import ResultMissingError
 if TYPE_CHECKING:
     from anthropic import CallNext
 
-PASSING_ERRORS = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
-"""Types of errors that pass: such a request is sent again."""
-
 _STATUSES = {
     "invalid_request_error": 400,
     "authentication_error": 401,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import email.utils
 import math
+import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anthropic
 import httpx2
@@ -13,7 +14,7 @@ import httpx2
 from llmrouter.errors import CreateError, CreateRefusedError, CreateUnclearError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from llmrouter.ports import BatchBody
 
@@ -25,6 +26,9 @@ _NEVER_CONNECTED = (
     httpx2.ProxyError,
     httpx2.UnsupportedProtocol,
 )
+_CONTENT_STATUSES = frozenset({400, 413, 422})
+_SPENT = re.compile(r"usage limit|spend|credit balance|billing", re.IGNORECASE)
+"""A spend limit of one's own is a 400 that only its text tells from a bad request (FACTS.md)."""
 _MESSAGE_CHARS = 300
 
 
@@ -61,10 +65,20 @@ def classify_create_error(error: Exception, *, whole: bool, retried: bool) -> Cr
     retry_after = _retry_after(error.response) if isinstance(error, anthropic.APIStatusError) else None
     refused = status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUSES
     if refused or not whole or (not retried and isinstance(error.__cause__, _NEVER_CONNECTED)):
-        message = f"the batch was not created: {_describe(error)}"
-        return CreateRefusedError(message, status=status, retry_after=retry_after)
+        return CreateRefusedError(
+            f"the batch was not created: {_describe(error)}",
+            status=status,
+            retry_after=retry_after,
+            envelope=_envelope(error),
+            blames_content=status in _CONTENT_STATUSES and _SPENT.search(_describe(error)) is None,
+        )
     message = f"no clear answer to the create of a batch, which may exist now: {_describe(error)}"
     return CreateUnclearError(message, status=status, retry_after=retry_after)
+
+
+def _envelope(error: Exception) -> Mapping[str, Any] | None:
+    body = error.body if isinstance(error, anthropic.APIStatusError) else None
+    return body if isinstance(body, dict) and isinstance(body.get("error"), dict) else None
 
 
 def _describe(error: Exception) -> str:

@@ -27,6 +27,8 @@ class EncodedRequest:
     model: str
     headers: CallHeaders
     """The headers that this call adds to the client's own, names in lower case."""
+    arguments: Mapping[str, Any]
+    """The request again, with plain data for what was used up in the reading: for a live call."""
 
 
 def encode(
@@ -66,7 +68,16 @@ def _encode(request: Mapping[str, Any], batch: bool, extra_headers: CallHeaders 
         body=body,
         model=_model_of(data),
         headers=_call_headers(arguments, shape, extra_headers),
+        arguments=_again(arguments, data),
     )
+
+
+def _again(arguments: Mapping[str, Any], data: Mapping[str, Any]) -> Mapping[str, Any]:
+    def read(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: data.get(name, value) for name, value in values.items()}
+
+    extra = arguments.get("extra_body")
+    return read(arguments) if extra is None else {**read(arguments), "extra_body": read(extra)}
 
 
 def _given(request: object) -> dict[str, Any]:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _HOLD_FIRST = timedelta(seconds=15)
 _HOLD_MOST = timedelta(minutes=15)
-_BLAMES_CONTENT = frozenset({400, 413, 422})
 _NONCE_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 log = logging.getLogger("llmrouter.engine")
@@ -57,6 +56,7 @@ class Flusher:
         self._clock = clock
         self._limits = limits
         self._suspects: dict[str, int] = {}
+        self._failed_alone: set[str] = set()
         self._unrecorded: dict[str, Batch] = {}
         self.holds: dict[str, Hold] = {}
 
@@ -102,7 +102,7 @@ class Flusher:
             if self._create(lease, batch, flush.reason):
                 created += 1
                 left -= batch.request_count
-            elif waiting.lane.lane_id in self.holds:
+            elif not self._may_go(waiting):
                 break
         return created
 
@@ -138,6 +138,7 @@ class Flusher:
         )
         self._record(lease, created)
         self.holds.pop(batch.lane.lane_id, None)
+        self._failed_alone.discard(batch.lane.lane_id)
         self._suspects_passed(batch)
         log.info("created a batch of %d requests (%s)", batch.request_count, reason, extra=known)
         return True
@@ -163,20 +164,31 @@ class Flusher:
         back for a while: the next batch would fare no better.
         """
         lane_id = batch.lane.lane_id
-        if refusal.status in _BLAMES_CONTENT:
-            if batch.request_count == 1:
-                request_id = next(self._store.unsettled(batch.batch_id))
-                answer = refused_answer(request_id, refusal)
-                self._store.settle(lease, batch.batch_id, [answer], self._clock.now())
-                self._store.finish(lease, batch)
-                log.warning("the API refused a request: %s", refusal, extra={"request_id": request_id})
-                self._suspects_passed(batch)
-            else:
-                self._store.release(lease, batch.batch_id)
-                self._suspects[lane_id] = (batch.request_count + 1) // 2
-                log.warning("the API refused a batch; trying halves: %s", refusal, extra={"lane": lane_id})
-            return
+        if refusal.blames_content and batch.request_count > 1:
+            self._store.release(lease, batch.batch_id)
+            self._suspects[lane_id] = (batch.request_count + 1) // 2
+            log.warning("the API refused a batch; trying halves: %s", refusal, extra={"lane": lane_id})
+        elif refusal.blames_content and lane_id not in self._failed_alone:
+            self._failed_alone.add(lane_id)
+            self._fail_alone(lease, batch, refusal)
+        else:
+            # Two refused in a row with nothing accepted between: it may not be the content after all.
+            self._failed_alone.discard(lane_id)
+            self._hold(lease, batch, refusal)
+
+    def _fail_alone(self, lease: Lease, batch: Batch, refusal: CreateRefusedError) -> None:
+        """Gives the only request of a refused batch the API's error."""
+        request_id = next(self._store.unsettled(batch.batch_id))
+        answer = refused_answer(request_id, refusal)
+        self._store.settle(lease, batch.batch_id, [answer], self._clock.now())
+        self._store.finish(lease, batch)
+        self._suspects_passed(batch)
+        log.warning("the API refused a request: %s", refusal, extra={"request_id": request_id})
+
+    def _hold(self, lease: Lease, batch: Batch, refusal: CreateRefusedError) -> None:
+        """Queues a refused batch again and lets its lane wait."""
         self._store.release(lease, batch.batch_id)
+        lane_id = batch.lane.lane_id
         refusals = self.holds[lane_id].refusals + 1 if lane_id in self.holds else 1
         wait = refusal.retry_after or min(_HOLD_FIRST * 2 ** (refusals - 1), _HOLD_MOST)
         until = self._clock.now() + wait

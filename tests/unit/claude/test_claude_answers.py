@@ -12,7 +12,7 @@ import pytest
 from anthropic.types import Message
 from claude_support import client_with, error_body, message_body, request
 
-from llmrouter.claude.answers import PASSING_ERRORS, message_json, to_error, to_message
+from llmrouter.claude.answers import message_json, to_error, to_message
 from llmrouter.domain.requests import OutcomeKind
 from llmrouter.errors import ResultMissingError
 
@@ -209,8 +209,3 @@ def test_a_success_is_no_error() -> None:
     """Asking for one is a mistake."""
     with pytest.raises(ValueError, match="req_1"):
         to_error(OutcomeKind.SUCCEEDED, succeeded(), "req_1", 1)
-
-
-def test_errors_that_pass_are_sent_again() -> None:
-    """DESIGN.md, "What is sent again"; no others."""
-    assert {"api_error", "overloaded_error", "timeout_error", "rate_limit_error"} == PASSING_ERRORS
