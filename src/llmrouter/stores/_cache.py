@@ -93,6 +93,7 @@ class LockedCache:
             StoreUnusableError: It cannot be opened, or something else has changed its settings.
         """
         self.folder = folder
+        self._path = str(folder / DBNAME)
         self._threads = threading.local()
         self._turn = threading.RLock()
         self._in_transaction = False
@@ -104,8 +105,15 @@ class LockedCache:
             raise StoreUnusableError(f"cannot open the store in {folder}: {error}") from error
 
     def get(self, key: str) -> bytes | None:
-        """The value of a key. Waits for nobody."""
-        value: bytes | None = self.cache.get(key)
+        """The value of a key. Waits for nobody.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        try:
+            value: bytes | None = self.cache.get(key)
+        except sqlite3.Error as error:
+            raise StoreError(f"the store in {self.folder} could not be read: {error}") from error
         return value
 
     def set(self, key: str, value: bytes) -> None:
@@ -125,13 +133,12 @@ class LockedCache:
             while True:
                 try:
                     self.cache.set(key, value)
+                    self._check_there()
                 except diskcache.Timeout:
                     patience.wait()
                 except sqlite3.Error as refused:
                     self._disconnect()
-                    raise StoreError(
-                        f"the store in {self.folder} could not be written: {refused}"
-                    ) from refused
+                    raise self._not_written(refused) from refused
                 else:
                     return
 
@@ -187,6 +194,8 @@ class LockedCache:
                 transaction.__enter__()
             except diskcache.Timeout:
                 patience.wait()
+            except sqlite3.Error as refused:
+                raise self._not_written(refused) from refused
             else:
                 return transaction
 
@@ -194,10 +203,20 @@ class LockedCache:
         self._in_transaction = False
         try:
             transaction.__exit__(type(error) if error else None, error, None)
+            if error is None:
+                self._check_there()
         except sqlite3.Error as refused:
             # A COMMIT that failed leaves the transaction open on this connection: drop both.
             self._disconnect()
-            raise StoreError(f"the store in {self.folder} could not be written: {refused}") from refused
+            raise self._not_written(refused) from refused
+
+    def _not_written(self, refused: sqlite3.Error) -> StoreError:
+        return StoreError(f"the store in {self.folder} could not be written: {refused}")
+
+    def _check_there(self) -> None:
+        """SQLite goes on writing into a file that was deleted: what it took is lost with it."""
+        if not os.path.exists(self._path):  # noqa: PTH110  (on the way of every enqueue, and three times as fast)
+            raise _deleted(self.folder)
 
     def _set_synced(self, synced: bool) -> None:
         level = _FULL if synced else _NORMAL
@@ -252,9 +271,13 @@ class _Patience:
 def _check_writable(folder: Path) -> None:
     path = folder / DBNAME
     if not path.exists():
-        raise StoreUnusableError(f"the store in {folder} has been deleted while it was open")
-    if not os.access(path, os.W_OK) or not os.access(folder, os.W_OK):
+        raise _deleted(folder)
+    if not (os.access(path, os.W_OK) and os.access(folder, os.W_OK)):
         raise StoreUnusableError(f"the store in {folder} is read-only for this process")
+
+
+def _deleted(folder: Path) -> StoreUnusableError:
+    return StoreUnusableError(f"the store in {folder} has been deleted while it was open")
 
 
 def _prepare(folder: Path) -> None:

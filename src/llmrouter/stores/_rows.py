@@ -160,9 +160,8 @@ class Rows:
         for page, runs in ranges.items():
             table = self.table(page)
             for start, stop in runs:
-                for slot in range(start, stop):
-                    state, _, _, owner = table.get(slot)
-                    if state == CLAIMED and owner == number:
+                for slot, state in enumerate(table.states(start, stop), start):
+                    if state == CLAIMED and table.get(slot)[3] == number:
                         yield page, slot
 
     def find_segment(self, page: str, slot: int) -> Segment | None:

@@ -11,7 +11,7 @@ import json
 import threading
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from llmrouter.domain.batches import OPEN_STATES, Batch, BatchState, Settled
 from llmrouter.domain.requests import (
@@ -24,12 +24,13 @@ from llmrouter.domain.requests import (
     format_request_id,
     split_request_id,
 )
-from llmrouter.errors import KeyConflictError, LeaseLostError, StoreBusyError, StoreError
+from llmrouter.errors import LeaseLostError, StoreBusyError, StoreError
 from llmrouter.ports import Lease
 from llmrouter.stores import _layout as layout
 from llmrouter.stores._backlog import Backlog, Piece, read_entry, runs_of
 from llmrouter.stores._cache import LockedCache
 from llmrouter.stores._engine_lock import EngineLock
+from llmrouter.stores._enqueuer import Enqueuer
 from llmrouter.stores._layout import CLAIMED, QUEUED, SETTLED, from_us, to_us
 from llmrouter.stores._rows import Rows
 from llmrouter.stores._settlement import Settlement
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from llmrouter.domain.batches import Answer
     from llmrouter.domain.packing import BatchLimits
-    from llmrouter.domain.requests import Group, QueuedRequest, Waiting
+    from llmrouter.domain.requests import QueuedRequest, Waiting
     from llmrouter.stores._layout import Ranges, Table
 
 _CLAIM_TRIES = 10
@@ -65,11 +66,10 @@ class DiskStore:
         """
         self._cache = LockedCache(folder)
         self._rows = Rows(self._cache)
-        self._synced = durability == "power"
+        self._enqueuer = Enqueuer(self._rows, synced=durability == "power")
         self._engine = threading.RLock()
         self._engine_lock = EngineLock(folder)
         self._backlog: tuple[int, int, Backlog] | None = None
-        self._groups: dict[Group, str] = {}
         self._meta = self._rows.meta()
 
     def secret(self) -> bytes:
@@ -78,21 +78,7 @@ class DiskStore:
 
     def enqueue(self, requests: Sequence[QueuedRequest]) -> list[Accepted]:
         """See `Store.enqueue`."""
-        if len(requests) == 1 and requests[0].key is None and requests[0].group in self._groups:
-            ((key, value),) = layout.plan_segments(requests, self._group_hash)
-            self._cache.set_alone(key, value, synced=self._synced)
-            return [_accepted(requests[0])]
-        keyed = any(request.key is not None for request in requests)
-        with self._cache.write(synced=self._synced):
-            known = self._take_keys(requests) if keyed else {}
-            new = (
-                [request for place, request in enumerate(requests) if place not in known]
-                if known
-                else requests
-            )
-            for key, value in layout.plan_segments(new, self._group_hash):
-                self._cache.set(key, value)
-        return [known.get(place) or _accepted(request) for place, request in enumerate(requests)]
+        return self._enqueuer.enqueue(requests)
 
     def find(self, request_id: str) -> RequestView | None:
         """See `Store.find`."""
@@ -373,45 +359,6 @@ class DiskStore:
         self._engine_lock.release()  # It may be a leftover of a lease that this process has lost.
         return self._engine_lock.take(next_fence)
 
-    def _group_hash(self, group: Group) -> str:
-        """The hash of a group, whose row is written before the first request that needs it."""
-        group_hash = self._groups.get(group)
-        if group_hash is None:
-            group_hash, value = layout.group_row(group)
-            if self._cache.get(f"g{group_hash}") is None:
-                self._cache.set(f"g{group_hash}", value)
-            else:
-                self._groups[group] = group_hash
-        return group_hash
-
-    def _take_keys(self, requests: Sequence[QueuedRequest]) -> dict[int, Accepted]:
-        """Writes the new idempotency keys; answers with the requests whose key is known already."""
-        known = {}
-        for place, request in enumerate(requests):
-            if request.key is None:
-                continue
-            row = layout.key_row(request.key)
-            value = self._cache.get(row)
-            if value is None:
-                self._cache.set(row, layout.key_value(request))
-            else:
-                known[place] = self._same_request(request, json.loads(value), place)
-        return known
-
-    def _same_request(self, request: QueuedRequest, stored: dict[str, Any], place: int) -> Accepted:
-        if (stored["body"], stored["latency"]) != (layout.body_hash(request.body), request.group.latency):
-            raise KeyConflictError(
-                "key",
-                f"{request.key!r} already belongs to {stored['request_id']}, which has another body or class",
-                index=place,
-            )
-        return Accepted(
-            request_id=stored["request_id"],
-            accepted_at=from_us(stored["accepted"]),
-            deadline_at=from_us(stored["deadline"]),
-            duplicate=True,
-        )
-
     def _claim_slots(self, pieces: list[Piece], number: int) -> tuple[Ranges, dict[str, int]] | None:
         """Writes a claim into the state tables; None when one of the requests is not queued any more."""
         ranges: Ranges = {}
@@ -463,15 +410,6 @@ class DiskStore:
             return Backlog(self._rows, None)
         self._backlog = (fence, cancels, Backlog(self._rows, fence))
         return self._backlog[2]
-
-
-def _accepted(request: QueuedRequest) -> Accepted:
-    return Accepted(
-        request_id=request.request_id,
-        accepted_at=request.accepted_at,
-        deadline_at=request.deadline_at,
-        duplicate=False,
-    )
 
 
 def _by_page(pieces: list[Piece]) -> Iterator[tuple[str, Iterable[Piece]]]:
