@@ -59,9 +59,11 @@ class Store(Protocol):
     A request is QUEUED, CLAIMED into exactly one batch, or SETTLED with exactly one outcome.
     Nothing removes an unsettled request.
 
-    Calls that take a `Lease` are the engine's. They raise `LeaseLostError`, and change nothing,
-    when a later lease has been given out, however much time has passed since the caller looked.
-    They are on stable storage when they return, power cuts included.
+    Calls that take a `Lease` are the engine's, made through the instance that acquired it. They
+    raise `LeaseLostError` before anything else, and change nothing, when a later lease has been
+    given out, however much time has passed since the caller looked. They are on stable storage
+    when they return, power cuts included. `update_batch`, `settle` and `finish` raise `StoreError`
+    for a batch that is not open.
     """
 
     def secret(self) -> bytes:
@@ -80,13 +82,14 @@ class Store(Protocol):
         the answer names the one that has the key, whatever its state.
 
         Raises:
-            KeyConflictError: A key is known with another body or latency class; its ``index`` says
+            KeyConflictError: A key is known with another body or latency class (another site, lane
+                or deadline is no conflict); its ``index`` says
                 which request. Nothing was stored.
         """
         ...
 
     def find(self, request_id: str) -> RequestView | None:
-        """Where a request is, or None when the store has never had it or has pruned it."""
+        """Where a request is, or None when the store does not have it, whatever the text is."""
         ...
 
     def find_key(self, key: str) -> str | None:

@@ -86,11 +86,12 @@ class ClaimContract:
             scene.request(site="a:a"), scene.request(site="b:b"), scene.request(model="other")
         )
         scene.enqueue(scene.request(lane=OTHER_LANE), scene.request(latency="hourly"))
+        assert scene.claim(lane=OTHER_LANE, latency="hourly") is None
+        other = scene.claimed(lane=OTHER_LANE)
+        assert (other.lane, other.latency, other.request_count) == (OTHER_LANE, "daily", 1)
         batch = scene.claimed()
         assert (batch.lane, batch.latency) == (LANE, "daily")
         assert scene.inside(batch) == set(mine)
-        other = scene.claimed(lane=OTHER_LANE)
-        assert (other.lane, other.latency, other.request_count) == (OTHER_LANE, "daily", 1)
 
     def test_open_batches_are_listed_oldest_first(self, scene: Scene, look: Look) -> None:
         """In the order of claiming, whichever lane."""

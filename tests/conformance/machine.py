@@ -236,6 +236,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.now += LEASE_LENGTH / 2
             assert self.acquired(at) == self.lease
         elif what == "take over":
+            for late_at, lease in self.late:
+                self.stores[late_at].release_lease(lease)
             assert self.stores[1 - at].acquire_lease(HOLDERS[1 - at], self.now, LEASE_LENGTH) is None
             self.now += LEASE_LENGTH
             self.hand_over(1 - at)
@@ -290,6 +292,14 @@ class StoreMachine(RuleBasedStateMachine):
         assert {outcome.request_id: outcome for outcome in outcomes} == {
             outcome.request_id: outcome for outcome in self.model.log
         }
+
+    @invariant()
+    def a_reader_misses_none(self) -> None:
+        """It goes on from its cursor, a chunk after each step, in either process."""
+        chunk, self.cursor = self.look().outcomes_since(self.cursor)
+        assert chunk == self.model.log[self.read : self.read + len(chunk)]
+        assert chunk or self.read == len(self.model.log)
+        self.read += len(chunk)
 
     @invariant()
     def the_backlog_adds_up(self) -> None:

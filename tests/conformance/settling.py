@@ -136,7 +136,7 @@ class SettleContract:
         scene.store.finish(scene.lease, batch)
         assert scene.inside(scene.claimed()) == set(left)
 
-    def test_thousands_in_one_call(self, scene: Scene, look: Look) -> None:
+    def test_thousands_of_answers_in_one_call(self, scene: Scene, look: Look) -> None:
         """Answers come in any order, across pages."""
         request_ids = scene.enqueue_alike(2300)
         batch = scene.claimed()

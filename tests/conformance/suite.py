@@ -52,6 +52,13 @@ class StoreConformance(
             others = ["rival", "reopened"] if self.durable else []
             metafunc.parametrize(fixture, ["same", *others], indirect=True)
 
+    def test_no_promise_hides_another(self) -> None:
+        """Two tests of one name in two parts of the contract would be one test."""
+        names = [
+            name for part in StoreConformance.__bases__ for name in vars(part) if name.startswith("test_")
+        ]
+        assert sorted(names) == sorted(set(names))
+
     @pytest.fixture
     def scene(self, opening: Callable[[], Store]) -> Iterator[Scene]:
         """A new store."""

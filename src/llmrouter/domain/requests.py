@@ -101,7 +101,7 @@ class RequestView:
     attempts: int
     """Batches it has been in that ended without an answer for it."""
     batch_id: str | None
-    """The batch it is claimed into."""
+    """The batch it is claimed into; None in any other state."""
     key: str | None
 
 
@@ -116,7 +116,7 @@ class Outcome:
     deadline_at: datetime
     settled_at: datetime
     attempts: int
-    """How many batches it took, 1 when the first one answered; 0 when canceled in the queue."""
+    """How many batches it has been in, the one that answered included."""
     batch_id: str | None
     """The batch that answered; None when canceled in the queue."""
     key: str | None
