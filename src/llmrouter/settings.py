@@ -27,6 +27,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings import SettingsError as SourceError
 
 from llmrouter.domain.batches import API_MAX_BYTES, API_MAX_REQUESTS
 from llmrouter.domain.latency import (
@@ -37,6 +38,7 @@ from llmrouter.domain.latency import (
     LatencyClass,
     Schedule,
     linger,
+    name_weekdays,
     parse_schedule,
     parse_span,
 )
@@ -47,19 +49,13 @@ _NESTED = "__"
 _BUILT_IN = {"hourly": timedelta(hours=1), "daily": timedelta(hours=24), "weekly": timedelta(days=7)}
 
 
-def _span(value: Any) -> timedelta:
-    return value if isinstance(value, timedelta) else parse_span(value)
-
-
 def _schedule(value: Any) -> Schedule:
-    if isinstance(value, timedelta):
-        return Interval(every=value)
     schedule = value if isinstance(value, Interval | CronLine) else parse_schedule(value)
     if isinstance(schedule, CronLine):
         from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415  (slow to load; few need it)
 
         try:
-            CronTrigger.from_crontab(schedule.line)
+            CronTrigger.from_crontab(name_weekdays(schedule.line))
         except ValueError as error:
             raise ValueError(f"{schedule.line!r} is no cron line: {error}") from None
     return schedule
@@ -74,7 +70,7 @@ def _zone(value: Any) -> ZoneInfo:
         raise ValueError(f"{value!r} is no time zone; give a name like 'Europe/Berlin' or 'UTC'") from None
 
 
-Span = Annotated[timedelta, BeforeValidator(_span)]
+Span = Annotated[timedelta, BeforeValidator(parse_span)]
 """A number of seconds, or ``"90s"``, ``"15m"``, ``"24h"``, ``"7d"``."""
 
 
@@ -145,6 +141,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
+        except SourceError as error:  # A variable that should be JSON and is not.
+            raise SettingsError(str(error)) from None
 
     @classmethod
     def settings_customise_sources(
@@ -159,8 +157,8 @@ class Settings(BaseSettings):
         return (
             init_settings,
             env_settings,
-            TomlConfigSettingsSource(settings_cls),
-            PyprojectTomlConfigSettingsSource(settings_cls),
+            _from_file(TomlConfigSettingsSource, settings_cls, "llmrouter.toml"),
+            _from_file(PyprojectTomlConfigSettingsSource, settings_cls, "pyproject.toml"),
         )
 
     @model_validator(mode="after")
@@ -193,6 +191,15 @@ class Settings(BaseSettings):
         return f"disk://{Path(platformdirs.user_data_dir('llmrouter', appauthor=False)) / 'store'}"
 
 
+def _from_file(
+    source: type[TomlConfigSettingsSource], settings_cls: type[BaseSettings], name: str
+) -> PydanticBaseSettingsSource:
+    try:
+        return source(settings_cls)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{name}: {error}") from None
+
+
 def _check_names(values: dict[str, Any]) -> None:
     """Refuses unknown names of arguments and variables; pydantic-settings overlooks the latter."""
     known = set(Settings.model_fields)
@@ -222,5 +229,6 @@ def _explain(error: ValidationError) -> str:
 
 
 def _suggest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name.lower() if name.islower() else name.upper(), list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    spelled = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), list(spelled), n=1)
+    return f"; did you mean {spelled[close[0]]}?" if close else ""

@@ -12,7 +12,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from llmrouter.domain.latency import CronLine, Interval
+from llmrouter.domain.latency import CronLine, Interval, name_weekdays
 from llmrouter.domain.scheduling import Flush, FlushReason, plan_early_flushes
 from llmrouter.engine.lease import RENEW_EVERY
 from llmrouter.errors import LeaseLostError, StoreBusyError
@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 _WATCH_SECONDS = 1
 _POLL_SECONDS = 5
 _SWEEP_SECONDS = 30
-_THREADS = 4
+_THREADS = 3
+_FLUSHES = "flushes"
 
 log = logging.getLogger("llmrouter.worker")
+_quiet = logging.getLogger("llmrouter.worker.clockwork")
+_quiet.setLevel(logging.ERROR)
+"""APScheduler warns when a job is still busy at its next time, which is nothing to warn of here."""
 
 
 class Worker:
@@ -52,9 +56,12 @@ class Worker:
         """
         self._engine = engine
         self._flushing = threading.Lock()
+        self._reconciled: Lease | None = None
         self.problems: dict[str, str] = {}
         self._scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(_THREADS)},
+            # Flushes wait for each other, so one thread is enough; a slow create leaves the rest theirs.
+            executors={"default": ThreadPoolExecutor(_THREADS), _FLUSHES: ThreadPoolExecutor(1)},
+            logger=_quiet,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             **({} if timezone is None else {"timezone": timezone}),
         )
@@ -79,7 +86,8 @@ class Worker:
         """Ends cleanly: waits for a create or a settle that is under way, and gives the lease back."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
-        self._guarded("lease", self._engine.keeper.release)
+        with self._flushing:  # Of a `flush` in another thread.
+            self._guarded("lease", self._engine.keeper.release)
 
     def flush(self) -> int:
         """Sends everything that waits now, in this thread; answers with the batches it created.
@@ -87,19 +95,24 @@ class Worker:
         Where another process works on the store, it is asked to do so, and the answer is 0.
         """
         lease = self._engine.keeper.lease
-        if lease is None:
-            self._engine.store.request_flush()
-            return 0
-        return self._flush_all(lease)
+        if lease is not None:
+            try:
+                return self._flush_all(lease)
+            except LeaseLostError:
+                self._engine.keeper.lose()
+        self._engine.store.request_flush()
+        return 0
 
     def _add_jobs(self, poll: timedelta | None, timezone: ZoneInfo | None) -> None:
         for name, latency in self._engine.classes.items():
             # An interval begins with a flush: of what an earlier process left behind.
             at_once = isinstance(latency.flush, Interval)
-            self._add(f"flush:{name}", _trigger(latency.flush, timezone), self._flush_class(name), at_once)
+            self._add(
+                f"flush:{name}", _trigger(latency.flush, timezone), self._flush_class(name), _FLUSHES, at_once
+            )
         poll_seconds = _POLL_SECONDS if poll is None else poll.total_seconds()
         self._add("lease", _every(RENEW_EVERY.total_seconds()), self._keep_lease)
-        self._add("watch", _every(_WATCH_SECONDS), self._leased(self._watch))
+        self._add("watch", _every(_WATCH_SECONDS), self._leased(self._watch), _FLUSHES)
         self._add("poll", _every(poll_seconds), self._leased(self._engine.collector.run_once))
         self._add("sweep", _every(_SWEEP_SECONDS), self._leased(self._engine.janitor.run_once))
 
@@ -108,10 +121,13 @@ class Worker:
         name: str,
         trigger: CronTrigger | IntervalTrigger,
         job: Callable[[], object],
+        executor: str = "default",
         at_once: bool = False,
     ) -> None:
         first = {"next_run_time": datetime.now(UTC)} if at_once else {}
-        self._scheduler.add_job(self._guarded, trigger, args=(name, job), id=name, name=name, **first)
+        self._scheduler.add_job(
+            self._guarded, trigger, args=(name, job), id=name, name=name, executor=executor, **first
+        )
 
     def _guarded(self, name: str, job: Callable[[], object]) -> None:
         """Runs a job; whatever goes wrong is logged and shown in the status, and does not end the rest."""
@@ -138,10 +154,10 @@ class Worker:
         return run
 
     def _keep_lease(self) -> None:
-        before = self._engine.keeper.lease
         lease = self._engine.keeper.run_once(self._engine.clock.now())
-        if lease is not None and lease != before:
+        if lease is not None and lease != self._reconciled:
             self._engine.reconciler.run_once(lease)
+            self._reconciled = lease
 
     def _flush_class(self, name: str) -> Callable[[], None]:
         def flush(lease: Lease) -> None:
@@ -184,5 +200,5 @@ def _every(seconds: float) -> IntervalTrigger:
 
 def _trigger(schedule: Schedule, timezone: ZoneInfo | None) -> CronTrigger | IntervalTrigger:
     if isinstance(schedule, CronLine):
-        return CronTrigger.from_crontab(schedule.line, timezone)
+        return CronTrigger.from_crontab(name_weekdays(schedule.line), timezone)
     return _every(schedule.every.total_seconds())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from llmrouter.errors import InvalidDeadlineError
 
@@ -16,6 +16,10 @@ CLASS_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_WEEKDAY_NUMBERS = re.compile(r"(?:\*|([0-7])(?:-([0-7]))?)(?:/([1-9]\d*))?")
+_LONGEST = timedelta(days=36_525)
+"""A hundred years: what is added to the present instant must stay an instant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,24 +48,33 @@ class LatencyClass:
     flush: Schedule
 
 
-def parse_span(text: str | float) -> timedelta:
+def parse_span(value: str | float | timedelta) -> timedelta:
     """Reads a span: a number of seconds, or ``"90s"``, ``"15m"``, ``"24h"``, ``"7d"``, ``"200ms"``.
 
     Raises:
-        ValueError: It is no span, or is not positive.
+        ValueError: It is no span, is not positive, or is longer than a hundred years.
     """
+    span = value if isinstance(value, timedelta) else _read_span(value)
+    if span <= timedelta(0):
+        raise ValueError(f"{value!r} is no span: it must be longer than nothing")
+    if span > _LONGEST:
+        raise ValueError(f"{value!r} is no span: it must not be longer than a hundred years")
+    return span
+
+
+def _read_span(text: str | float) -> timedelta:
     match = _SPAN.fullmatch(str(text).strip())
     if match is None:
         raise ValueError(
             f"{text!r} is no span: give seconds, or a number with s, m, h or d, like '90s' or '24h'"
         )
-    seconds = float(match[1]) * _UNIT_SECONDS[match[2]]
-    if seconds <= 0:
-        raise ValueError(f"{text!r} is no span: it must be longer than nothing")
-    return timedelta(seconds=seconds)
+    try:
+        return timedelta(seconds=float(match[1]) * _UNIT_SECONDS[match[2]])
+    except OverflowError:
+        return timedelta.max
 
 
-def parse_schedule(text: str | float) -> Schedule:
+def parse_schedule(text: str | float | timedelta) -> Schedule:
     """Reads a flush schedule: a span, or a cron line of five fields such as ``"0 22 * * *"``.
 
     The fields of a cron line are checked where it is scheduled, by APScheduler.
@@ -79,6 +92,22 @@ def parse_schedule(text: str | float) -> Schedule:
         ) from None
 
 
+def name_weekdays(line: str) -> str:
+    """A cron line with its weekdays by name: cron counts them from Sunday, APScheduler from Monday."""
+    *others, days = line.split()
+    return " ".join([*others, ",".join(map(_named, days.split(",")))])
+
+
+def _named(part: str) -> str:
+    match = _WEEKDAY_NUMBERS.fullmatch(part)
+    if match is None or part == "*":
+        return part
+    first, last, step = match.groups()
+    end = last or (first if step is None else None) or 6
+    numbers = range(int(first or 0), int(end) + 1, int(step or 1))
+    return ",".join(_WEEKDAYS[number % 7] for number in numbers) or part
+
+
 def linger(window: timedelta, *, at_least: timedelta, at_most: timedelta) -> timedelta:
     """How long a group waits for company by default: a sixtieth of the window, clamped (POLICY.md)."""
     return min(max(window / 60, at_least), at_most)
@@ -88,7 +117,8 @@ def check_deadline(deadline: timedelta | datetime | None, now: datetime) -> None
     """Refuses a deadline of the caller's that cannot be one.
 
     Raises:
-        InvalidDeadlineError: It is past, has no time zone, or is of another type.
+        InvalidDeadlineError: It is past, more than a hundred years away, has no time zone, or is
+            of another type.
     """
     match deadline:
         case None:
@@ -96,6 +126,8 @@ def check_deadline(deadline: timedelta | datetime | None, now: datetime) -> None
         case timedelta():
             if deadline <= timedelta(0):
                 raise InvalidDeadlineError("deadline", f"{deadline} is not in the future")
+            if deadline > _LONGEST:
+                raise InvalidDeadlineError("deadline", f"{deadline} is too far: give a hundred years at most")
         case datetime():
             if deadline.tzinfo is None or deadline.utcoffset() is None:
                 raise InvalidDeadlineError(
@@ -106,6 +138,10 @@ def check_deadline(deadline: timedelta | datetime | None, now: datetime) -> None
                 raise InvalidDeadlineError(
                     "deadline", f"{deadline.isoformat()} has passed (it is {now.isoformat()})"
                 )
+            if deadline - now > _LONGEST:
+                raise InvalidDeadlineError(
+                    "deadline", f"{deadline.isoformat()} is too far: give a hundred years at most"
+                )
         case _:
             raise InvalidDeadlineError(
                 "deadline", f"give a timedelta or an aware datetime, not {type(deadline).__name__}"
@@ -115,7 +151,7 @@ def check_deadline(deadline: timedelta | datetime | None, now: datetime) -> None
 def deadline_at(
     latency: LatencyClass, override: timedelta | datetime | None, accepted_at: datetime
 ) -> datetime:
-    """The instant by which the answer must be there.
+    """The instant by which the answer must be there, UTC.
 
     Args:
         latency: The class, whose deadline counts when there is no override.
@@ -123,5 +159,5 @@ def deadline_at(
         accepted_at: When the request became durable.
     """
     if isinstance(override, datetime):
-        return override
+        return override.astimezone(UTC)
     return accepted_at + (latency.deadline if override is None else override)

@@ -22,6 +22,7 @@ from llmrouter.domain.batches import (
 )
 from llmrouter.domain.requests import OutcomeKind
 from llmrouter.domain.scheduling import poll_interval
+from llmrouter.errors import LeaseLostError, StoreBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -74,6 +75,8 @@ class Collector:
     def run_once(self, lease: Lease) -> int:
         """Polls the batches whose turn it is, and collects those that ended.
 
+        What goes wrong with one batch is raised when the others have been looked at.
+
         Returns:
             How many batches were collected whole.
 
@@ -88,12 +91,19 @@ class Collector:
             and self._api.serves(batch.lane)
             and self._is_due(batch, now)
         ]
-        collected = 0
+        collected, failures = 0, []
         for _, members in groupby(sorted(due, key=_origin), key=_origin):
             batches = list(members)
             for batch, described in self._describe(batches, now):
                 if described.status is ProcessingStatus.ENDED:
-                    collected += self._collect(lease, batch, described)
+                    try:
+                        collected += self._collect(lease, batch, described)
+                    except (LeaseLostError, StoreBusyError):
+                        raise
+                    except Exception as error:  # noqa: BLE001  (it would keep the others from their answers)
+                        failures.append(error)
+        for failure in failures:
+            raise failure
         return collected
 
     def _is_due(self, batch: Batch, now: datetime) -> bool:
@@ -118,13 +128,14 @@ class Collector:
     def _collect(self, lease: Lease, batch: Batch, described: ProviderBatch) -> bool:
         """Settles what the results say; False when they have to be read again."""
         known = {"batch_id": batch.batch_id, "latency": batch.latency}
-        self._reads[batch.batch_id] += 1
         try:
             answers = self._answers(batch, self._api.results(batch.lane, described.provider_batch_id))
             self._settle_all(lease, batch, answers)
         except anthropic.APIError as error:
             log.warning("could not read the results: %s", _brief(error), extra=known)
             return False
+        # Counted when it came to an end: a file that nobody could read lacks nothing.
+        self._reads[batch.batch_id] += 1
         if next(iter(self._store.unsettled(batch.batch_id)), None) is not None:
             if self._reads[batch.batch_id] < MAX_READS:
                 log.warning("the results lack some requests; they will be read again", extra=known)

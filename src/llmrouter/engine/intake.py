@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llmrouter.domain.latency import deadline_at
 from llmrouter.domain.requests import PAGE_SLOTS, QueuedRequest, format_request_id
-from llmrouter.errors import KeyConflictError
+from llmrouter.errors import KeyConflictError, RouterClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,6 +53,7 @@ class Pages:
     """Hands out request ids: neighbours share a page, and pages grow with time."""
 
     def __init__(self) -> None:
+        self._number = 0
         self._page = ""
         self._slot = PAGE_SLOTS
 
@@ -63,10 +64,18 @@ class Pages:
         ids = []
         for _ in range(count):
             if self._slot == PAGE_SLOTS:
-                self._page, self._slot = _new_page(now), 0
+                self._turn_page(now)
             ids.append(format_request_id(self._page, self._slot))
             self._slot += 1
         return ids
+
+    def _turn_page(self, now: datetime) -> None:
+        """A page: its time in milliseconds, then chance, so that two processes never share one."""
+        number = int(now.timestamp() * 1000) << 50 | secrets.randbits(50)
+        # Within a millisecond, and when the clock was set back, a page is still later than the last.
+        self._number = max(number, self._number + 1 + secrets.randbits(40))
+        self._page = "".join(_ALPHABET[self._number >> shift & 31] for shift in range(95, -1, -5))
+        self._slot = 0
 
 
 class Intake:
@@ -80,8 +89,10 @@ class Intake:
         self._clock = clock
         self._pages = Pages()
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._waiting: list[_Ticket] = []
         self._committing = False
+        self._closed = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="llmrouter-intake")
 
     def enqueue(self, drafts: Sequence[Draft]) -> list[Accepted]:
@@ -90,8 +101,10 @@ class Intake:
         Raises:
             KeyConflictError: An idempotency key belongs to another request.
             StoreError: The store could not take them.
+            RouterClosedError: It was closed.
         """
         with self._lock:
+            self._check_open()
             alone = not self._committing
             self._committing = True
             if not alone:
@@ -107,9 +120,14 @@ class Intake:
             self._pass_on()
 
     def enqueue_soon(self, drafts: Sequence[Draft]) -> Future[list[Accepted]]:
-        """The same without blocking. Cancelled before its commit begins, nothing is stored."""
+        """The same without blocking. Cancelled before its commit begins, nothing is stored.
+
+        Raises:
+            RouterClosedError: It was closed.
+        """
         ticket = _Ticket(drafts)
         with self._lock:
+            self._check_open()
             self._waiting.append(ticket)
             lead = not self._committing
             self._committing = True
@@ -118,7 +136,11 @@ class Intake:
         return ticket.done
 
     def close(self) -> None:
-        """Waits for the commits under way."""
+        """Takes nothing more, and waits for the commits under way and in line."""
+        with self._lock:
+            self._closed = True
+            while self._committing:
+                self._idle.wait()
         self._executor.shutdown(wait=True)
 
     def _commit_round(self) -> None:
@@ -134,14 +156,20 @@ class Intake:
         """Leaves what came during a commit to a thread of our own: no caller works for others."""
         with self._lock:
             more = self._committing = bool(self._waiting)
+            if not more:
+                self._idle.notify_all()
         if more:
             self._soon(self._commit_round)
 
     def _soon(self, work: Callable[[], None]) -> None:
         try:
             self._executor.submit(work)
-        except RuntimeError:  # Closed meanwhile: who still waits must not wait for ever.
+        except RuntimeError:  # The interpreter ends: who still waits must not wait for ever.
             work()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RouterClosedError("the router was closed")
 
     def _take_tickets(self) -> list[_Ticket]:
         count = body_bytes = 0
@@ -203,9 +231,3 @@ def _refuse(tickets: list[_Ticket], conflict: KeyConflictError) -> None:
 def _own_conflict(conflict: KeyConflictError, place: int, count: int) -> KeyConflictError:
     """A conflict as its caller sees it: with a place in a list only when there was a list."""
     return KeyConflictError(conflict.field, conflict.problem, index=place if count > 1 else None)
-
-
-def _new_page(now: datetime) -> str:
-    """A page: its time in milliseconds, then chance, so that two processes never share one."""
-    number = int(now.timestamp() * 1000) << 50 | secrets.randbits(50)
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(95, -1, -5))

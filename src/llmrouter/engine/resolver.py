@@ -63,7 +63,7 @@ class Resolver(Generic[WaiterT]):
             return self._place
 
     def register(self, waiters: Iterable[WaiterT], since: int) -> tuple[list[WaiterT], bool]:
-        """Lets waiters wait. Does not touch the store.
+        """Lets waiters wait; after `close`, tells them that it is closed. Does not touch the store.
 
         Args:
             waiters: Who begins to wait.
@@ -73,9 +73,14 @@ class Resolver(Generic[WaiterT]):
             Who waits now, in the same order (the one that waited already, where there is one), and
             whether `look_up` must be called with them, because their outcomes may have been missed.
         """
+        listed = list(waiters)
         with self._lock:
-            waiting = [self._waiters.setdefault(waiter.request_id, waiter) for waiter in waiters]
-            return waiting, since != self._place
+            if not self._closing:
+                waiting = [self._waiters.setdefault(waiter.request_id, waiter) for waiter in listed]
+                return waiting, since != self._place
+        for waiter in listed:
+            waiter.abandon()
+        return listed, False
 
     def look_up(self, waiters: Iterable[WaiterT]) -> None:
         """Asks the store for the outcomes of requests that may have been settled already."""
@@ -93,25 +98,31 @@ class Resolver(Generic[WaiterT]):
         self._wake.set()
 
     def close(self) -> None:
-        """Stops looking; whoever still waits is told so."""
-        self._closing = True
+        """Stops looking; whoever still waits is told so. A waiter may call it."""
+        with self._lock:
+            self._closing = True
         self._wake.set()
-        self._thread.join()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
         for waiter in list(self._waiters.values()):
             waiter.abandon()
 
     def run_once(self) -> int:
         """Hands over what is new in the log; answers with the number of outcomes it saw."""
         seen = 0
-        while True:
+        while not self._closing:
             outcomes, following = self._store.outcomes_since(self._place)
             if not outcomes:
-                return seen
+                break
             with self._lock:
                 self._place = following
             for outcome in outcomes:
-                self._hand_over(outcome)
+                try:
+                    self._hand_over(outcome)
+                except BaseException:  # A callback may call sys.exit; the others still wait.
+                    log.exception("a waiter failed", extra={"request_id": outcome.request_id})
             seen += len(outcomes)
+        return seen
 
     def _skip(self) -> None:
         """Moves to the end of the log while nobody waits, so that it need not be read later."""

@@ -33,8 +33,12 @@ SETTINGS: dict[str, Any] = {
     "sqlite_journal_mode": "wal",
     "sqlite_mmap_size": 0,
     "sqlite_synchronous": 1,
+    "sqlite_wal_autocheckpoint": 4000,
 }
-"""Nothing is evicted; every value is inline; 8 MB of page cache for each connection."""
+"""Nothing is evicted; every value is inline; 8 MB of page cache for each connection.
+
+Checkpoints come every 16 MB: at SQLite's own 4 MB their syncs are a tenth of the price of an enqueue.
+"""
 
 _MUST_HOLD = ("eviction_policy", "cull_limit")
 _ATTEMPT_SECONDS = 0.01

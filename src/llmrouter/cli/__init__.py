@@ -1,0 +1,5 @@
+"""The command line: ``llmrouter …``."""
+
+from llmrouter.cli.app import main
+
+__all__ = ["main"]

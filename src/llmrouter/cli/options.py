@@ -1,0 +1,89 @@
+"""What several commands share: options, the client, the store's name."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import unquote, urlsplit
+
+import typer
+from anthropic import Anthropic
+
+from llmrouter.claude.lanes import Lanes
+from llmrouter.cli.failures import InputError
+from llmrouter.errors import MissingExtraError, SettingsError
+from llmrouter.settings import Settings
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Where the queue is: disk:///folder. By default what LLMROUTER_STORE or the settings say,"
+        " or else a folder in your data folder.",
+    ),
+]
+
+MEMORY: Final = "memory:"
+
+OTHER_KEY = "in the store for a worker that has another API key or base URL than this process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """How the program was called."""
+
+    program: str
+    """What it is called by: ``llmrouter``, or ``python -m llmrouter``."""
+    arguments: Sequence[str]
+
+    def command_line(self) -> str:
+        """What to type to do the same again."""
+        return f"{self.program} {shlex.join(self.arguments)}"
+
+
+def connect() -> Anthropic:
+    """The client of the environment.
+
+    Raises:
+        InputError: There is no credential.
+        SettingsError: It has no batches, or lacks something else.
+    """
+    client = Anthropic()
+    try:
+        Lanes(client, b"any").lane_for({})
+    except SettingsError as error:
+        if client.api_key is None and client.auth_token is None:
+            raise InputError(
+                "there is no API key: set ANTHROPIC_API_KEY (llmrouter demo needs none)"
+            ) from error
+        raise
+    return client
+
+
+def store_url(store: str | None, settings: Settings) -> str:
+    """The URL of the store that a command works on."""
+    return store or settings.store_url()
+
+
+def store_exists(url: str) -> bool:
+    """Whether there is a store at a URL, so that one is not made by looking."""
+    parts = urlsplit(url)
+    if parts.scheme == "disk":
+        return (Path(unquote(f"{parts.netloc}{parts.path}")).expanduser() / "cache.db").exists()
+    return parts.scheme != MEMORY.rstrip(":")
+
+
+def require_sandbox() -> None:
+    """Says how to install the sandbox where it is not.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import llmrouter.sandbox  # noqa: F401, PLC0415  (an extra: it may not be there)
+    except ImportError as error:
+        raise MissingExtraError(
+            "the sandbox is not installed; install it with: pip install 'llmrouter[sandbox]'"
+        ) from error

@@ -1,0 +1,164 @@
+"""What leaves before its schedule, how large a batch may be, when to look at one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmrouter.domain.batches import wire_bytes
+from llmrouter.domain.latency import Interval, LatencyClass
+from llmrouter.domain.packing import BatchLimits
+from llmrouter.domain.requests import Waiting
+from llmrouter.domain.scheduling import (
+    Flush,
+    FlushReason,
+    Margin,
+    batch_limits,
+    plan_early_flushes,
+    poll_interval,
+)
+from support.clocks import START
+from support.requests import DAILY, LANE
+
+MARGIN = Margin(at_least=timedelta(minutes=2), at_most=timedelta(minutes=60))
+NEXT_SLOT = START + timedelta(minutes=10)
+BACKLOG = Waiting(
+    lane=LANE,
+    latency="daily",
+    request_count=5,
+    body_bytes=5_000,
+    earliest_deadline_at=START + timedelta(hours=24),
+)
+
+
+def plan(*backlog: Waiting, limits: BatchLimits | None = None) -> list[Flush]:
+    """What leaves now, of a daily class whose next slot is in ten minutes."""
+    return plan_early_flushes(
+        START,
+        backlog,
+        {"daily": DAILY},
+        {"daily": limits or BatchLimits()},
+        {"daily": NEXT_SLOT},
+        MARGIN,
+    )
+
+
+def class_of(deadline: timedelta) -> LatencyClass:
+    """A class with this deadline."""
+    return LatencyClass(name="own", deadline=deadline, flush=Interval(every=timedelta(minutes=1)))
+
+
+def test_what_has_time_waits_for_its_slot() -> None:
+    """Waiting costs nothing and buys company."""
+    assert plan(BACKLOG) == []
+
+
+def test_what_fills_a_batch_by_number_leaves_at_once() -> None:
+    """At the limit, not one before it."""
+    assert plan(BACKLOG, limits=BatchLimits(max_requests=6)) == []
+    assert plan(BACKLOG, limits=BatchLimits(max_requests=5)) == [
+        Flush(waiting=BACKLOG, reason=FlushReason.FULL)
+    ]
+
+
+def test_what_fills_a_batch_by_weight_leaves_at_once() -> None:
+    """Weighed as it is posted."""
+    weight = wire_bytes(5, 5_000)
+
+    assert plan(BACKLOG, limits=BatchLimits(max_bytes=weight + 1)) == []
+    assert plan(BACKLOG, limits=BatchLimits(max_bytes=weight))[0].reason is FlushReason.FULL
+
+
+def test_what_the_next_slot_would_make_late_leaves_at_once() -> None:
+    """The margin of a daily class is an hour."""
+    in_time = replace(BACKLOG, earliest_deadline_at=NEXT_SLOT + timedelta(minutes=60))
+    late = replace(in_time, earliest_deadline_at=in_time.earliest_deadline_at - timedelta(seconds=1))
+
+    assert plan(in_time) == []
+    assert plan(late) == [Flush(waiting=late, reason=FlushReason.DEADLINE)]
+
+
+def test_what_is_late_already_leaves_at_once() -> None:
+    """Better late than never."""
+    overdue = replace(BACKLOG, earliest_deadline_at=START - timedelta(hours=3))
+
+    assert plan(overdue)[0].reason is FlushReason.DEADLINE
+
+
+def test_what_waits_under_a_class_that_is_gone_leaves_at_once() -> None:
+    """Taken out of the settings between two runs: no schedule will ever fire for it."""
+    orphan = replace(BACKLOG, latency="nightly")
+
+    assert plan(orphan) == [Flush(waiting=orphan, reason=FlushReason.DEADLINE)]
+
+
+def test_each_backlog_is_judged_alone() -> None:
+    """One that presses does not take the others along."""
+    pressing = replace(BACKLOG, earliest_deadline_at=START)
+
+    assert [flush.waiting for flush in plan(BACKLOG, pressing, BACKLOG)] == [pressing]
+
+
+@given(st.integers(0, 48 * 60), st.integers(0, 48 * 60))
+def test_nothing_stays_that_could_not_make_it_from_the_next_slot(deadline: int, slot: int) -> None:
+    """And nothing leaves early that could."""
+    waiting = replace(BACKLOG, earliest_deadline_at=START + timedelta(minutes=deadline))
+    next_slot = START + timedelta(minutes=slot)
+    planned = plan_early_flushes(
+        START, [waiting], {"daily": DAILY}, {"daily": BatchLimits()}, {"daily": next_slot}, MARGIN
+    )
+
+    assert bool(planned) == (next_slot + timedelta(minutes=60) > waiting.earliest_deadline_at)
+
+
+@pytest.mark.parametrize(
+    ("window", "margin"),
+    [
+        (timedelta(minutes=12), timedelta(minutes=2)),
+        (timedelta(hours=1), timedelta(minutes=5)),
+        (timedelta(hours=24), timedelta(minutes=60)),
+        (timedelta(days=7), timedelta(minutes=60)),
+    ],
+)
+def test_margin_is_a_twelfth_of_the_window_clamped(window: timedelta, margin: timedelta) -> None:
+    """POLICY.md: hourly 5 minutes, daily and weekly 60."""
+    assert MARGIN.of(window) == margin
+
+
+@pytest.mark.parametrize(
+    ("deadline", "set_requests", "set_bytes", "requests", "size"),
+    [
+        (timedelta(hours=1), None, None, 10_000, 200_000_000),
+        (timedelta(hours=24), None, None, 10_000, 200_000_000),
+        (timedelta(hours=48), None, None, 100_000, 256_000_000),
+        (timedelta(days=7), None, None, 100_000, 256_000_000),
+        (timedelta(days=7), 7, 900, 7, 900),
+        (timedelta(hours=1), 50_000, None, 50_000, 200_000_000),
+    ],
+)
+def test_batch_size_is_policys_or_what_was_set(
+    deadline: timedelta, set_requests: int | None, set_bytes: int | None, requests: int, size: int
+) -> None:
+    """Full-size batches only where no deadline is nearer than 48 hours; a setting is taken exactly."""
+    limits = batch_limits(class_of(deadline), set_requests, set_bytes)
+
+    assert (limits.max_requests, limits.max_bytes) == (requests, size)
+
+
+@pytest.mark.parametrize(
+    ("age", "expected"),
+    [
+        (timedelta(0), timedelta(seconds=10)),
+        (timedelta(minutes=5), timedelta(seconds=10)),
+        (timedelta(minutes=15), timedelta(seconds=30)),
+        (timedelta(minutes=30), timedelta(seconds=60)),
+        (timedelta(hours=20), timedelta(seconds=60)),
+    ],
+)
+def test_a_batch_is_looked_at_less_often_with_age(age: timedelta, expected: timedelta) -> None:
+    """From every 10 seconds to every 60."""
+    assert poll_interval(age) == expected
