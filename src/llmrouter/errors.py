@@ -51,7 +51,15 @@ __all__ = [
 
 
 class LlmrouterError(Exception):
-    """Base of every error of llmrouter's own."""
+    """Base of every error of llmrouter's own. All of them can be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remake, (type(self), self.args), self.__dict__
+
+
+def _remake(kind: type[LlmrouterError], args: tuple[Any, ...]) -> LlmrouterError:
+    """An error as it was, without its constructor, which takes other arguments than it keeps."""
+    return kind.__new__(kind, *args)
 
 
 class InvalidRequestError(LlmrouterError, ValueError):

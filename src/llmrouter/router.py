@@ -23,7 +23,7 @@ from llmrouter.routing import call_site
 from llmrouter.wiring import build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Coroutine, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
     from types import TracebackType
 
@@ -152,7 +152,7 @@ class Router:
         since = self._resolver.position()
         return self._wait(drafts, self._parts.intake.enqueue(drafts), since)
 
-    async def asubmit(
+    def asubmit(
         self,
         request: Mapping[str, Any],
         *,
@@ -161,18 +161,29 @@ class Router:
         site: str | None = None,
         key: str | None = None,
         extra_headers: Mapping[str, str] | None = None,
-    ) -> MessageFuture:
+    ) -> Coroutine[Any, Any, MessageFuture]:
         """`submit` for asyncio code: returns when the request is durable, and never blocks the loop.
 
         Concurrent callers share one commit. Cancelled before the commit began, nothing is stored.
         """
-        site = site or call_site(1)
+        # Not `async` itself: the caller of a coroutine can be the event loop, which is no call site.
+        return self._asubmit(request, latency, deadline, site or call_site(1), key, extra_headers)
+
+    async def _asubmit(
+        self,
+        request: Mapping[str, Any],
+        latency: str,
+        deadline: timedelta | datetime | None,
+        site: str,
+        key: str | None,
+        extra_headers: Mapping[str, str] | None,
+    ) -> MessageFuture:
         if latency == REAL_TIME:
             return self._start_live(self._check_live(request, deadline, extra_headers), key, extra_headers)
         draft = self._draft(request, latency, deadline, site, key, extra_headers, None)
         return (await self._enqueue_soon([draft]))[0]
 
-    async def asubmit_many(
+    def asubmit_many(
         self,
         requests: Iterable[Mapping[str, Any]],
         *,
@@ -181,9 +192,19 @@ class Router:
         site: str | None = None,
         keys: Sequence[str | None] | None = None,
         extra_headers: Mapping[str, str] | None = None,
-    ) -> list[MessageFuture]:
+    ) -> Coroutine[Any, Any, list[MessageFuture]]:
         """`submit_many` for asyncio code; encodes and writes in threads, so the loop goes on."""
-        site = site or call_site(1)
+        return self._asubmit_many(requests, latency, deadline, site or call_site(1), keys, extra_headers)
+
+    async def _asubmit_many(
+        self,
+        requests: Iterable[Mapping[str, Any]],
+        latency: str,
+        deadline: timedelta | datetime | None,
+        site: str,
+        keys: Sequence[str | None] | None,
+        extra_headers: Mapping[str, str] | None,
+    ) -> list[MessageFuture]:
         pairs = _pair(requests, keys)
         if latency == REAL_TIME:
             return self._all_live(pairs, deadline, extra_headers)
@@ -245,8 +266,9 @@ class Router:
         flush_at = 0.0
         store = self._parts.store
         while True:
-            waiting = bool(store.waiting())
-            if not waiting and not store.open_batches():
+            flying, waiting = store.open_batches(), store.waiting()
+            # Looked at twice: between two looks a request can go from the queue into a batch, or back.
+            if not flying and not waiting and not store.open_batches():
                 return True
             now = time.monotonic()
             if give_up_at is not None and now >= give_up_at:
@@ -356,6 +378,9 @@ class Router:
     ) -> Draft:
         self._check_open()
         chosen = self._parts.routing.batch_class(latency)
+        _check_text("site", site, index)
+        if key is not None:
+            _check_text("key", key, index)
         if deadline is not None:
             check_deadline(deadline, self._parts.clock.now())
         encoded = self._parts.encode(request, batch=True, extra_headers=extra_headers, index=index)
@@ -464,6 +489,18 @@ def _pair(
     if len(keys) != len(listed):
         raise TypeError(f"{len(listed)} requests need as many keys, not {len(keys)}")
     return list(zip(listed, keys, strict=True))
+
+
+def _check_text(field: str, text: object, index: int | None) -> None:
+    """Refuses what no store could keep, before it gets into a commit with others."""
+    if not isinstance(text, str) or not text:
+        raise InvalidRequestError(field, "should be a text that is not empty", index=index)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            problem = "has a lone surrogate, which is no valid text"
+            raise InvalidRequestError(field, problem, index=index) from None
 
 
 def _close_at_exit(router: weakref.ref[Router]) -> Any:

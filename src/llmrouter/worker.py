@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from zoneinfo import ZoneInfo
 
+    from apscheduler.job import Job
+
     from llmrouter.domain.latency import Schedule
     from llmrouter.engine.flusher import Hold
     from llmrouter.ports import Lease
@@ -57,6 +59,7 @@ class Worker:
         self._engine = engine
         self._flushing = threading.Lock()
         self._reconciled: Lease | None = None
+        self._flush_jobs: dict[str, Job] = {}
         self.problems: dict[str, str] = {}
         self._scheduler = BackgroundScheduler(
             # Flushes wait for each other, so one thread is enough; a slow create leaves the rest theirs.
@@ -107,7 +110,7 @@ class Worker:
         for name, latency in self._engine.classes.items():
             # An interval begins with a flush: of what an earlier process left behind.
             at_once = isinstance(latency.flush, Interval)
-            self._add(
+            self._flush_jobs[name] = self._add(
                 f"flush:{name}", _trigger(latency.flush, timezone), self._flush_class(name), _FLUSHES, at_once
             )
         poll_seconds = _POLL_SECONDS if poll is None else poll.total_seconds()
@@ -123,9 +126,9 @@ class Worker:
         job: Callable[[], object],
         executor: str = "default",
         at_once: bool = False,
-    ) -> None:
+    ) -> Job:
         first = {"next_run_time": datetime.now(UTC)} if at_once else {}
-        self._scheduler.add_job(
+        return self._scheduler.add_job(
             self._guarded, trigger, args=(name, job), id=name, name=name, executor=executor, **first
         )
 
@@ -190,8 +193,9 @@ class Worker:
             return self._engine.flusher.run_once(lease, flushes)
 
     def _next_slots(self) -> dict[str, datetime]:
-        jobs = {name: self._scheduler.get_job(f"flush:{name}") for name in self._engine.classes}
-        return {name: job.next_run_time for name, job in jobs.items() if job is not None}
+        # Not by get_job: it takes a lock that the scheduler keeps while it waits for this job to end.
+        slots = {name: getattr(job, "next_run_time", None) for name, job in self._flush_jobs.items()}
+        return {name: slot for name, slot in slots.items() if slot is not None}
 
 
 def _every(seconds: float) -> IntervalTrigger:

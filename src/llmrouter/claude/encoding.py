@@ -28,7 +28,7 @@ class EncodedRequest:
     headers: CallHeaders
     """The headers that this call adds to the client's own, names in lower case."""
     arguments: Mapping[str, Any]
-    """The request again, with plain data for what was used up in the reading: for a live call."""
+    """The request again, with plain data for what was used up in the reading; empty for a batch."""
 
 
 def encode(
@@ -68,7 +68,7 @@ def _encode(request: Mapping[str, Any], batch: bool, extra_headers: CallHeaders 
         body=body,
         model=_model_of(data),
         headers=_call_headers(arguments, shape, extra_headers),
-        arguments=_again(arguments, data),
+        arguments={} if batch else _again(arguments, data),
     )
 
 

@@ -107,6 +107,7 @@ class RunJob:
         Raises:
             OSError: An answer could not be kept.
         """
+        self._status = None  # It may be from before the last request was submitted.
         while not self._results.wait(_LOOK_SECONDS):
             if self._stop.requested.is_set():
                 return False
@@ -181,15 +182,25 @@ def _describe(plan: RunPlan, results: Results, submitted: int, status: RouterSta
     if plan.latency == REAL_TIME:
         words.append(f"{waiting:,} under way")
     else:
-        in_batches = min(waiting, status.in_batches)
-        flying = format_count(len(status.batches), "batch", "batches")
-        words += [f"{in_batches:,} in {flying} in flight", f"{waiting - in_batches:,} queued"]
+        words += _describe_waiting(waiting, status, submitting=submitted < plan.total)
     if submitted < plan.total:
         words.append(f"{plan.total - submitted:,} to submit")
     spent = f"spent {format_usd(tally.paid_usd)}"
     if tally.unpriced:
         spent += f" and {format_count(tally.unpriced, 'unknown price')}"
     return f"{plan.total:,}: {', '.join(words)}; {spent}"
+
+
+def _describe_waiting(waiting: int, status: RouterStatus, *, submitting: bool) -> list[str]:
+    in_batches = min(waiting, status.in_batches)
+    queued = waiting - in_batches
+    if not submitting:
+        # What the store has neither queued nor in a batch has been answered, and is on its way here.
+        queued = min(queued, status.queued)
+    flying = format_count(len(status.batches), "batch", "batches")
+    words = [f"{in_batches:,} in {flying} in flight", f"{queued:,} queued"]
+    reading = waiting - in_batches - queued
+    return [*words, f"{reading:,} being read"] if reading else words
 
 
 def _draw(line: str, done: int, total: int) -> RenderableType:

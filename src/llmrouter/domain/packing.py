@@ -26,7 +26,7 @@ class BatchLimits:
             raise ValueError(f"a batch takes 1 to {API_MAX_BYTES:,} bytes, not {self.max_bytes:,}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """Requests that are stored side by side and stay in order."""
 

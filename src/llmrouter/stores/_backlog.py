@@ -8,18 +8,22 @@ the last look, newest first, down to a marker row of its own.
 from __future__ import annotations
 
 import secrets
+import sys
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmrouter.domain.packing import BatchLimits, Run, pack
 from llmrouter.domain.requests import PAGE_SLOTS, Waiting
 from llmrouter.stores._layout import (
     CLAIMED,
+    DEADLINE_OF_KEY,
+    PAGE_OF_KEY,
     QUEUED,
     SETTLED,
+    START_OF_KEY,
     Segment,
     from_us,
     read_segment_key,
@@ -31,43 +35,50 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from llmrouter.domain.requests import Group
-    from llmrouter.stores._layout import Ranges
+    from llmrouter.stores._layout import Ranges, Table
     from llmrouter.stores._rows import Rows
-
-_DEADLINE_CHARS = 18
 
 segment_of = lru_cache(maxsize=4096)(read_segment_key)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Neighbouring requests of one segment: all of them, or some."""
+class Piece(NamedTuple):
+    """Neighbouring requests of one segment: all of them, or some. Slim: a batch may have 100,000."""
 
-    segment: Segment
+    key: str
+    """The segment's."""
+    page: str
     start: int
     stop: int
+    """The slot after its last one."""
     body_bytes: int
 
     @property
-    def count(self) -> int:
-        """How many requests it has."""
-        return self.stop - self.start
+    def segment(self) -> Segment:
+        """Where its bodies are."""
+        return segment_of(self.key)
 
     def entry(self) -> str:
-        """A text that sorts by deadline and takes little memory: there may be a million of them."""
-        head = f"{self.segment.deadline_us:0{_DEADLINE_CHARS}d}{self.segment.key}"
-        whole = self.start == self.segment.start and self.stop == self.segment.stop
-        return head if whole else f"{head}|{self.start}|{self.stop}|{self.body_bytes}"
+        """A text that takes little memory: for a whole segment its key, which is there already."""
+        segment = self.segment
+        whole = self.start == segment.start and self.stop == segment.stop
+        return self.key if whole else f"{self.key}|{self.start}|{self.stop}|{self.body_bytes}"
 
 
 def read_entry(entry: str) -> Piece:
     """The piece of an entry."""
-    key, *rest = entry[_DEADLINE_CHARS:].split("|")
-    segment = read_segment_key(key)
-    if not rest:
-        return Piece(segment=segment, start=segment.start, stop=segment.stop, body_bytes=segment.body_bytes)
-    start, stop, body_bytes = map(int, rest)
-    return Piece(segment=segment, start=start, stop=stop, body_bytes=body_bytes)
+    key, _, part = entry.partition("|")
+    page = sys.intern(key[PAGE_OF_KEY])
+    if part:
+        start, stop, body_bytes = map(int, part.split("|"))
+        return Piece(key, page, start, stop, body_bytes)
+    start = int(key[START_OF_KEY])
+    _, count, size, _, _ = key.rsplit("-", 4)
+    return Piece(key, page, start, start + int(count), int(size))
+
+
+def _order(entry: str) -> tuple[str, str]:
+    """By deadline, then by age."""
+    return entry[DEADLINE_OF_KEY], entry
 
 
 @dataclass(slots=True)
@@ -80,7 +91,7 @@ class _Pile:
     in_order: bool = True
 
     def add(self, entry: str, count: int, body_bytes: int) -> None:
-        if self.entries and entry < self.entries[-1]:
+        if self.in_order and self.entries and _order(entry) < _order(self.entries[-1]):
             self.in_order = False
         self.entries.append(entry)
         self.request_count += count
@@ -88,7 +99,7 @@ class _Pile:
 
     def sort(self) -> list[str]:
         if not self.in_order:
-            self.entries.sort()
+            self.entries.sort(key=_order)
             self.in_order = True
         return self.entries
 
@@ -102,9 +113,9 @@ class Members:
         self._starts: dict[str, list[int]] = {}
         self._segment_keys: dict[str, list[str]] = {}
         self._request_keys: dict[str, list[str | None]] = {}
-        for key in sorted({entry[_DEADLINE_CHARS:].split("|", 1)[0] for entry in entries}):
-            page, start = key[1:].split("-", 2)[:2]
-            self._starts.setdefault(page, []).append(int(start))
+        for key in sorted({entry.partition("|")[0] for entry in entries}):
+            page = sys.intern(key[PAGE_OF_KEY])
+            self._starts.setdefault(page, []).append(int(key[START_OF_KEY]))
             self._segment_keys.setdefault(page, []).append(key)
 
     def includes(self, page: str, slot: int) -> bool:
@@ -121,7 +132,7 @@ class Members:
         if not segment.keyed:
             return None
         if segment.key not in self._request_keys:
-            self._request_keys[segment.key] = segment_keys(self._rows.segment_value(segment))
+            self._request_keys[segment.key] = segment_keys(self._rows.must_get(segment.key))
         return self._request_keys[segment.key][slot - segment.start]
 
     def all_keys(self) -> Iterator[str]:
@@ -151,23 +162,20 @@ class Backlog:
         self._markers = 0
         self._prefix = f"m{fence}-{secrets.token_hex(4)}-"
         self._marker = None if fence is None else self._mark()
-        segments: dict[str, list[str]] = {}
-        tables = set()
+        page, table = "", None
         for key in cache.cache:
             if key[0] == "q":
-                segments.setdefault(key[1:21], []).append(key)
-            elif key[0] == "d":
-                tables.add(key[1:])
+                if key[PAGE_OF_KEY] != page:
+                    page = key[PAGE_OF_KEY]
+                    table = rows.find_table(page)
+                if table is None:
+                    self._add_whole(key)
+                else:
+                    self._sort_out(key, table)
             elif key == self._marker:
                 break
             elif key[0] == "m" and fence is not None:
                 self._unmark(key)
-        for page, keys in segments.items():
-            if page in tables:
-                self._sort_out(page, keys)
-            else:
-                for key in keys:
-                    self._add_whole(key)
 
     def refresh(self) -> bool:
         """Takes in what was enqueued since the last look, which is what lies between two markers.
@@ -220,24 +228,27 @@ class Backlog:
                 piece = read_entry(entry)
                 pieces.append(piece)
                 sizes = partial(self._sizes, piece)
-                yield Run(count=piece.count, body_bytes=piece.body_bytes, sizes=sizes)
+                yield Run(piece.stop - piece.start, piece.body_bytes, sizes)
 
         taken = list(pack(runs(), limits))
         return [
-            piece if count == piece.count else self._part(piece, piece.start, piece.start + count)
+            piece
+            if count == piece.stop - piece.start
+            else self._part(piece, piece.start, piece.start + count)
             for piece, count in zip(pieces, taken, strict=False)
         ]
 
     def take(self, lane_id: str, latency: str, pieces: list[Piece], number: int) -> None:
         """Moves the chosen pieces, the first ones of their pile, into a batch."""
         pile = self._piles[lane_id, latency]
-        last = pieces[-1]
-        cut = read_entry(pile.entries[len(pieces) - 1])
+        taken, last = pile.entries[: len(pieces)], pieces[-1]
+        cut = read_entry(taken[-1])
         rest = [] if cut.stop == last.stop else [self._part(cut, last.stop, cut.stop).entry()]
+        taken[-1] = last.entry()
         pile.entries[: len(pieces)] = rest
-        pile.request_count -= sum(piece.count for piece in pieces)
+        pile.request_count -= sum(piece.stop - piece.start for piece in pieces)
         pile.body_bytes -= sum(piece.body_bytes for piece in pieces)
-        self.claimed[number] = [piece.entry() for piece in pieces]
+        self.claimed[number] = taken
 
     def members(self, number: int) -> Members:
         """The requests of an open batch."""
@@ -278,36 +289,33 @@ class Backlog:
         with self._cache.write(synced=False):
             self._cache.delete(marker)
 
-    def _sort_out(self, page: str, keys: list[str]) -> None:
-        """Takes in the segments of a page some of whose requests have left the queue."""
-        table = self._rows.table(page)
-        for key in keys:
-            segment = read_segment_key(key)
-            states = table.states(segment.start, segment.stop)
-            if not any(states):
-                self._add_whole(key)
-                continue
-            if states.count(SETTLED) == len(states):
-                self.sweepable[key] = None
-                continue
-            for start, stop in runs_of(
-                [slot for slot, state in enumerate(states, segment.start) if state == QUEUED]
-            ):
-                self._add(self._part(whole(segment), start, stop))
-            by_batch: dict[int, list[int]] = {}
-            for slot, state in enumerate(states, segment.start):
-                if state == CLAIMED:
-                    by_batch.setdefault(table.get(slot)[3], []).append(slot)
-            for number, slots in by_batch.items():
-                pieces = [self._part(whole(segment), start, stop) for start, stop in runs_of(slots)]
-                self.claimed.setdefault(number, []).extend(piece.entry() for piece in pieces)
+    def _sort_out(self, key: str, table: Table) -> None:
+        """Takes in a segment of a page some of whose requests have left the queue."""
+        segment = read_segment_key(key)
+        states = table.states(segment.start, segment.stop)
+        if not any(states):
+            self._add_whole(key)
+            return
+        if states.count(SETTLED) == len(states):
+            self.sweepable[key] = None
+            return
+        queued = [slot for slot, state in enumerate(states, segment.start) if state == QUEUED]
+        for start, stop in runs_of(queued):
+            self._add(self._part(whole(segment), start, stop))
+        by_batch: dict[int, list[int]] = {}
+        for slot, state in enumerate(states, segment.start):
+            if state == CLAIMED:
+                by_batch.setdefault(table.get(slot)[3], []).append(slot)
+        for number, slots in by_batch.items():
+            pieces = [self._part(whole(segment), start, stop) for start, stop in runs_of(slots)]
+            self.claimed.setdefault(number, []).extend(piece.entry() for piece in pieces)
 
     def _add_whole(self, key: str) -> None:
         parts = key.rsplit("-", 5)
-        self._pile(parts[4]).add(parts[1] + key, int(parts[2]), int(parts[3]))
+        self._pile(parts[4]).add(key, int(parts[2]), int(parts[3]))
 
     def _add(self, piece: Piece) -> None:
-        self._pile(piece.segment.group_hash).add(piece.entry(), piece.count, piece.body_bytes)
+        self._pile(piece.segment.group_hash).add(piece.entry(), piece.stop - piece.start, piece.body_bytes)
 
     def _pile(self, group_hash: str) -> _Pile:
         group = self.group(group_hash)
@@ -316,23 +324,21 @@ class Backlog:
     def _part(self, piece: Piece, start: int, stop: int) -> Piece:
         if (start, stop) == (piece.start, piece.stop):
             return piece
-        sizes = self._segment_sizes(piece.segment)
-        first = piece.segment.start
-        return Piece(
-            segment=piece.segment, start=start, stop=stop, body_bytes=sum(sizes[start - first : stop - first])
-        )
+        segment = piece.segment
+        sizes = self._segment_sizes(segment)[start - segment.start : stop - segment.start]
+        return piece._replace(start=start, stop=stop, body_bytes=sum(sizes))
 
     def _sizes(self, piece: Piece) -> list[int]:
         first = piece.segment.start
         return self._segment_sizes(piece.segment)[piece.start - first : piece.stop - first]
 
     def _segment_sizes(self, segment: Segment) -> list[int]:
-        return segment_sizes(self._rows.segment_value(segment))
+        return segment_sizes(self._rows.must_get(segment.key))
 
 
 def whole(segment: Segment) -> Piece:
     """All requests of a segment."""
-    return Piece(segment=segment, start=segment.start, stop=segment.stop, body_bytes=segment.body_bytes)
+    return Piece(segment.key, segment.page, segment.start, segment.stop, segment.body_bytes)
 
 
 def runs_of(slots: list[int]) -> Iterator[tuple[int, int]]:

@@ -90,7 +90,13 @@ def segment_key(first: QueuedRequest, count: int, body_bytes: int, group_hash: s
     page, start = first.request_id[4:24], first.request_id[24:]
     accepted, deadline = to_us(first.accepted_at), to_us(first.deadline_at)
     flag = "k" if keyed else "p"
-    return f"q{page}-{start}-{accepted}-{deadline:018d}-{count}-{body_bytes}-{group_hash}-{flag}"
+    return f"q{page}-{start}-{accepted:018d}-{deadline:018d}-{count}-{body_bytes}-{group_hash}-{flag}"
+
+
+PAGE_OF_KEY = slice(1, 21)
+START_OF_KEY = slice(22, 25)
+DEADLINE_OF_KEY = slice(45, 63)
+"""Where a segment's key says it: there may be a million of them, so not each is taken apart."""
 
 
 def read_segment_key(key: str) -> Segment:

@@ -94,6 +94,11 @@ class Rows:
         """The states of a page."""
         return Table(self.cache.get(f"d{page}"))
 
+    def find_table(self, page: str) -> Table | None:
+        """The states of a page, or None when nothing on it has ever left the queue."""
+        value = self.cache.get(f"d{page}")
+        return None if value is None else Table(value)
+
     def write_tables(self, tables: Mapping[str, Table]) -> None:
         """Writes the states of some pages."""
         for page, table in tables.items():
@@ -117,10 +122,6 @@ class Rows:
     def group(self, group_hash: str) -> Group:
         """A group by its hash."""
         return layout.read_group(self.must_get(f"g{group_hash}"))
-
-    def segment_value(self, segment: Segment) -> bytes:
-        """The stored bodies of a segment."""
-        return self.must_get(segment.key)
 
     def open_numbers(self) -> dict[str, int]:
         """Batch ids of the open batches, oldest first, and the numbers of their rows."""

@@ -11,6 +11,7 @@ import json
 import threading
 from dataclasses import replace
 from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 from llmrouter.domain.batches import OPEN_STATES, Batch, BatchState, Settled
@@ -103,7 +104,7 @@ class DiskStore:
         if segment is None:
             return None
         group = self._rows.group(segment.group_hash)
-        keys = layout.segment_keys(self._rows.segment_value(segment)) if segment.keyed else None
+        keys = layout.segment_keys(self._rows.must_get(segment.key)) if segment.keyed else None
         return RequestView(
             request_id=request_id,
             state=RequestState.CLAIMED if state == CLAIMED else RequestState.QUEUED,
@@ -238,7 +239,7 @@ class DiskStore:
                         latency=waiting.latency,
                         nonce=nonce,
                         state=BatchState.CLAIMED,
-                        request_count=sum(piece.count for piece in pieces),
+                        request_count=sum(piece.stop - piece.start for piece in pieces),
                         body_bytes=sum(piece.body_bytes for piece in pieces),
                         claimed_at=now,
                         fence=lease.fence,
@@ -379,11 +380,11 @@ class DiskStore:
 
     def _bodies(self, entries: list[str]) -> Iterator[tuple[str, bytes]]:
         for piece in map(read_entry, entries):
-            value = self._rows.segment_value(piece.segment)
-            first = piece.segment.start
+            value = self._rows.must_get(piece.key)
+            first = int(piece.key[layout.START_OF_KEY])
             bodies = layout.segment_bodies(value, piece.start - first, piece.stop - first)
             for slot, body in enumerate(bodies, piece.start):
-                yield format_request_id(piece.segment.page, slot), body
+                yield format_request_id(piece.page, slot), body
 
     @contextlib.contextmanager
     def _under(self, lease: Lease) -> Iterator[None]:
@@ -414,8 +415,4 @@ class DiskStore:
 
 def _by_page(pieces: list[Piece]) -> Iterator[tuple[str, Iterable[Piece]]]:
     """The pieces of each page, wherever in the list they stand."""
-    return groupby(sorted(pieces, key=_page_of), key=_page_of)
-
-
-def _page_of(piece: Piece) -> str:
-    return piece.segment.page
+    return groupby(sorted(pieces, key=attrgetter("page", "start")), key=attrgetter("page"))
