@@ -266,6 +266,7 @@ class Router:
         flush_at = 0.0
         store = self._parts.store
         while True:
+            self._check_open()
             flying, waiting = store.open_batches(), store.waiting()
             # Looked at twice: between two looks a request can go from the queue into a batch, or back.
             if not flying and not waiting and not store.open_batches():
@@ -276,7 +277,6 @@ class Router:
             if waiting and now >= flush_at:  # Also what a batch has sent back.
                 self.flush()
                 flush_at = now + _DRAIN_FLUSH_SECONDS
-            self._check_open()
             time.sleep(_DRAIN_LOOK_SECONDS)
 
     def status(self) -> RouterStatus:

@@ -13,6 +13,7 @@ from anthropic import Anthropic
 from llmrouter.claude.lanes import Lanes
 from llmrouter.cli.failures import InputError
 from llmrouter.errors import MissingExtraError, SettingsError
+from llmrouter.reports.status import RouterStatus
 from llmrouter.settings import Settings
 
 StoreOption = Annotated[
@@ -27,7 +28,7 @@ StoreOption = Annotated[
 
 MEMORY: Final = "memory:"
 
-OTHER_KEY = "in the store for a worker that has another API key or base URL than this process"
+OTHER_KEY = "for a worker that has another API key or base URL than this process"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,12 @@ def store_exists(url: str) -> bool:
     if parts.scheme == "disk":
         return (Path(unquote(f"{parts.netloc}{parts.path}")).expanduser() / "cache.db").exists()
     return parts.scheme != MEMORY.rstrip(":")
+
+
+def count_foreign(status: RouterStatus) -> int:
+    """Requests of lanes whose credential this process does not hold, so that they wait for another."""
+    waiting = sum(line.request_count for line in status.backlog if not line.served)
+    return waiting + sum(batch.request_count for batch in status.batches if not batch.served)
 
 
 def require_sandbox() -> None:

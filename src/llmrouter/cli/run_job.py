@@ -16,7 +16,7 @@ from rich.text import Text
 from llmrouter.cli.console import note
 from llmrouter.cli.failures import InputError
 from llmrouter.cli.formats import format_count, format_usd
-from llmrouter.cli.options import MEMORY, OTHER_KEY
+from llmrouter.cli.options import MEMORY, OTHER_KEY, count_foreign
 from llmrouter.domain.batches import BatchState
 from llmrouter.domain.latency import REAL_TIME
 from llmrouter.errors import InvalidRequestError, KeyConflictError
@@ -162,7 +162,7 @@ class RunJob:
             for batch in status.batches
             if batch.state is BatchState.IN_DOUBT
         }
-        foreign = sum(line.request_count for line in status.backlog if not line.served)
+        foreign = count_foreign(status)
         if foreign:
             texts[OTHER_KEY] = f"{format_count(foreign, 'request waits', 'requests wait')} {OTHER_KEY}"
         for cause in texts.keys() - self._warned:
@@ -197,8 +197,10 @@ def _describe_waiting(waiting: int, status: RouterStatus, *, submitting: bool) -
     if not submitting:
         # What the store has neither queued nor in a batch has been answered, and is on its way here.
         queued = min(queued, status.queued)
-    flying = format_count(len(status.batches), "batch", "batches")
-    words = [f"{in_batches:,} in {flying} in flight", f"{queued:,} queued"]
+    doubtful = sum(batch.state is BatchState.IN_DOUBT for batch in status.batches)
+    where = f"{doubtful} in doubt" if doubtful else "in flight"
+    batches = format_count(len(status.batches), "batch", "batches")
+    words = [f"{in_batches:,} in {batches} {where}", f"{queued:,} queued"]
     reading = waiting - in_batches - queued
     return [*words, f"{reading:,} being read"] if reading else words
 

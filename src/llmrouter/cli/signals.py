@@ -53,4 +53,4 @@ class Stop:
 def _say_goodbye() -> None:
     with contextlib.suppress(OSError, ValueError):
         err.show_cursor(True)
-        note("left at once; what was accepted is safe in the store")
+        note("left at once; what is in the store is safe")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llmrouter.cli.console import log_to_stderr, show
 from llmrouter.cli.formats import format_bytes, format_count, format_span
-from llmrouter.cli.options import OTHER_KEY, StoreOption, store_exists, store_url
+from llmrouter.cli.options import OTHER_KEY, StoreOption, count_foreign, store_exists, store_url
 from llmrouter.cli.tables import new_table
 from llmrouter.domain.batches import BatchState
 from llmrouter.reports.status import BacklogStatus, BatchStatus, RouterStatus
@@ -41,10 +41,9 @@ def status(
         _show_json({"store": url, "exists": True, **known})
     else:
         _show_text(url, found)
-        foreign = sum(line.request_count for line in found.backlog if not line.served)
-        foreign += sum(batch.request_count for batch in found.batches if not batch.served)
+        foreign = count_foreign(found)
         if foreign and client.api_key:
-            show(f"{format_count(foreign, 'request is', 'requests are')} {OTHER_KEY}.")
+            show(f"{format_count(foreign, 'request waits', 'requests wait')} {OTHER_KEY}.")
         show("This command does not work on the store: llmrouter worker does, or an application's Router.")
 
 

@@ -10,7 +10,15 @@ from llmrouter._version import __version__
 from llmrouter.cli.console import log_to_stderr, show
 from llmrouter.cli.failures import InputError
 from llmrouter.cli.formats import format_count
-from llmrouter.cli.options import MEMORY, StoreOption, connect, store_exists, store_url
+from llmrouter.cli.options import (
+    MEMORY,
+    OTHER_KEY,
+    StoreOption,
+    connect,
+    count_foreign,
+    store_exists,
+    store_url,
+)
 from llmrouter.cli.signals import Stop
 from llmrouter.router import Router
 from llmrouter.settings import Settings
@@ -38,10 +46,13 @@ def worker(
     if url.startswith(MEMORY):
         raise InputError(f"{url} lives in one process, which has its own worker; give --store disk:///folder")
     client = connect()
+    log.info("llmrouter %s: worker of %s for %s", __version__, url, client.base_url)
     with Stop(signal.SIGTERM, signal.SIGINT) as stop, Router(client, store=url, settings=settings) as router:
-        log.info("llmrouter %s: worker of %s for %s", __version__, url, client.base_url)
-        if not router.status().working:
+        found = router.status()
+        if not found.working:
             log.info("another process works on this store; this one stands by")
+        if foreign := count_foreign(found):
+            log.warning("%s %s", format_count(foreign, "request waits", "requests wait"), OTHER_KEY)
         stop.requested.wait()
         log.info("stopping; what is under way is finished first")
         router.close()

@@ -133,12 +133,13 @@ class LockedCache:
         """
         with self._turn:
             self._set_synced(synced)
-            patience = _Patience(self.folder)
+            patience = None
             while True:
                 try:
                     self.cache.set(key, value)
                     self._check_there()
                 except diskcache.Timeout:
+                    patience = patience or _Patience(self.folder)
                     patience.wait()
                 except sqlite3.Error as refused:
                     self._disconnect()

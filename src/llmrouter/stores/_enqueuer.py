@@ -28,7 +28,7 @@ class Enqueuer:
     def enqueue(self, requests: Sequence[QueuedRequest]) -> list[Accepted]:
         """See `Store.enqueue`. The most frequent case, a single one without a key, costs one row."""
         if len(requests) == 1 and requests[0].key is None and requests[0].group in self._groups:
-            ((key, value),) = layout.plan_segments(requests, self._group_hash)
+            key, value = layout.single_segment(requests[0], self._groups[requests[0].group])
             self._cache.set_alone(key, value, synced=self._synced)
             return [_accepted(requests[0])]
         keyed = any(request.key is not None for request in requests)

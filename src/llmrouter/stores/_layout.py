@@ -137,6 +137,12 @@ def plan_segments(
         place += len(members)
 
 
+def single_segment(request: QueuedRequest, group_hash: str) -> tuple[str, bytes]:
+    """Key and value of the row that holds one request without an idempotency key."""
+    key = segment_key(request, 1, len(request.body), group_hash, keyed=False)
+    return key, segment_value([request.body], None)
+
+
 def _follows(first: QueuedRequest, distance: int, other: QueuedRequest) -> bool:
     """Whether a request may share the row of an earlier one that is some slots before it."""
     return (
