@@ -26,4 +26,4 @@ def test_the_plugin_gives_each_test_a_sandbox(pytester):
     pytester.makeini("[pytest]\nfilterwarnings = error")
     pytester.makeconftest('pytest_plugins = ["llmrouter.testing"]')
     pytester.makepyfile(USERS_TEST)
-    pytester.runpytest_inprocess("-q").assert_outcomes(passed=2)
+    pytester.runpytest_subprocess("-q").assert_outcomes(passed=2)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from llmrouter import MessageFuture
 
+pytestmark = pytest.mark.timeout(60)
+
 
 @pytest.fixture
 def owner() -> FakeOwner:

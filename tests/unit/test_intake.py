@@ -21,6 +21,8 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+pytestmark = pytest.mark.timeout(60)
+
 
 @pytest.fixture
 def store() -> GatedStore:

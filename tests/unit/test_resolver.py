@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     Make = Callable[..., "Resolver[FakeWaiter]"]
 
+pytestmark = pytest.mark.timeout(60)
+
 
 class FakeWaiter:
     """Implements `llmrouter.engine.resolver.Waiter`."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     Make = Callable[..., Worker]
 
+pytestmark = pytest.mark.timeout(60)
+
+
 SHORT = timedelta(seconds=0.02)
 YEARLY = CronLine(line="0 0 1 1 *")
 

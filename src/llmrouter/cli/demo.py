@@ -63,7 +63,7 @@ def demo(
 
     Exit codes: 0 all was answered and charged once, 1 it was not, 2 wrong usage, 130 stopped by Ctrl-C.
     """
-    log_to_stderr("error", timed=False)
+    log_to_stderr("warning" if live else "error", timed=False)
     if live:
         count = requests or _LIVE_REQUESTS
         _demo_live(make_requests(count, model=model, max_tokens=_LIVE_MAX_TOKENS, seed=_SEED), yes, keep)
@@ -89,7 +89,7 @@ def _demo_sandbox(requests: Sequence[DemoRequest], keep: bool) -> None:
         if not done and stop.requested.is_set():
             note("stopped")
             raise typer.Exit(INTERRUPTED)
-        _print_table(job, f"Waits: an hour of simulated time is a second here (real seconds x {_SPEED:,}).")
+        _print_table(job, f"Waits in simulated time (real seconds x {_SPEED:,}); real-time ones as measured.")
         submitted = {params_hash(request.params) for request in requests}
         answered = job.tally.done - job.tally.failed
         line, agree = account_of_books(submitted, answered, api.books.count_charges())
@@ -105,7 +105,8 @@ def _demo_live(requests: Sequence[DemoRequest], yes: bool, keep: bool) -> None:
     _say_what_it_costs(requests, client)
     if not yes:
         typer.confirm("Send them?", abort=True, err=True)
-    with _StoreFolder(keep) as folder, Stop(signal.SIGINT) as stop:
+    # Until all is answered the store is kept, whatever happens: what is in flight is being paid for.
+    with _StoreFolder(keep=True) as folder, Stop(signal.SIGINT) as stop:
         note("batches leave on the schedule of their class, and can take an hour or more")
         with (
             Router(client, store=folder.url, settings=settings) as router,
@@ -114,10 +115,10 @@ def _demo_live(requests: Sequence[DemoRequest], yes: bool, keep: bool) -> None:
             job = DemoJob(router, requests, stop, display)
             done = job.run(pause_seconds=0, timeout_seconds=None)
         if not done:
-            folder.keep = True
             note(f"stopped: {job.tally.done:,} of {len(requests):,} answered, the others are safe. For them:")
             note(f"llmrouter worker --store {folder.url}", verbatim=True)
             raise typer.Exit(INTERRUPTED)
+        folder.keep = keep
     _print_table(job, "")
     answered = job.tally.done - job.tally.failed
     show(f"{format_count(len(requests), 'request')} submitted, {answered:,} answered.")

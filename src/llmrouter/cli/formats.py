@@ -25,9 +25,11 @@ def format_count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def format_usd(amount_usd: Decimal) -> str:
-    """Dollars, with as many digits as a small sum needs."""
+    """Dollars, with as many digits as a small sum needs, and as few as a large one."""
     if not amount_usd:
         return "$0"
+    if abs(amount_usd) >= 1000:
+        return f"${amount_usd:,.0f}"
     if abs(amount_usd) >= 1:
         return f"${amount_usd:,.2f}"
     return f"${amount_usd:.4f}" if abs(amount_usd) >= Decimal("0.001") else f"${amount_usd:.6f}"

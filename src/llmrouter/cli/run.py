@@ -144,7 +144,8 @@ def _say_how_to_go_on(plan: RunPlan, job: RunJob, invocation: Invocation) -> Non
     waiting = job.submitted - job.done
     if plan.durable:
         safe = f"{format_count(waiting, 'request is', 'requests are')} safe in {plan.store_url}"
-        note(f"stopped: {safe}, {job.done:,} answered. To go on:")
+        how = ", with the same input" if STDIN in invocation.arguments else ""
+        note(f"stopped: {safe}, {job.done:,} answered. To go on{how}:")
         note(invocation.command_line(), verbatim=True)
     elif waiting:
         note(f"stopping: {format_count(waiting, 'request')} under way will be answered first")

@@ -76,4 +76,4 @@ def _sent_as(row: SummaryRow) -> str:
     """``live``, or in how many batches."""
     if not row.batch_count:
         return "live" if row.live_count else _DASH
-    return f"{row.batch_count:,} + live" if row.live_count else f"{row.batch_count:,}"
+    return f"{row.batch_count:,}+live" if row.live_count else f"{row.batch_count:,}"

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from anthropic import Anthropic
+from cli_support import make_request, wait_until
+
+from llmrouter import Router, Settings
+from llmrouter.cli import main
+from llmrouter.sandbox import Fault, Sandbox
+
+if TYPE_CHECKING:
+    from cli_support import Cli
+
+
+def test_what_waits_and_what_is_in_flight(cli: Cli, slow_api: Sandbox) -> None:
+    """Backlog by class, open batches, and those in doubt, as text and as JSON."""
+    client = Anthropic(base_url=cli.env["ANTHROPIC_BASE_URL"], api_key="sandbox", max_retries=0)
+    settings = Settings(classes={"daily": {"flush": 0.05}, "hourly": {"flush": 0.05}})
+    slow_api.faults.add(Fault(kind="drop", endpoint="batches.create", accepted=True))
+    with client, Router(client, store=cli.store, settings=settings) as router:
+        router.submit_many([make_request(f"in doubt {n}") for n in range(3)], latency="hourly")
+        wait_until(lambda: any(batch.state == "in_doubt" for batch in router.status().batches))
+        router.submit_many([make_request(f"in flight {n}") for n in range(2)], latency="daily")
+        wait_until(lambda: any(batch.state == "in_flight" for batch in router.status().batches))
+    with client, Router(client, store=cli.store, worker=False) as router:
+        router.submit(make_request("waits"), latency="weekly")
+
+    text = cli.run("status", env={"ANTHROPIC_API_KEY": ""})
+    assert (text.code, text.err) == (0, "")
+    assert "1 request queued, 5 in 2 open batches" in text.out
+    assert "1 batch is in doubt: perhaps created, so not sent again." in text.out
+    assert "This command does not work on the store" in text.out
+    words = [line.split() for line in text.out.splitlines()]
+    assert any(line[0] == "weekly" and line[2] == "1" for line in words if line)
+    assert any(line[:4] == ["in", "doubt", "hourly", "3"] for line in words)
+    assert any(line[:4] == ["in", "flight", "daily", "2"] for line in words)
+    assert max(len(line) for line in text.out.splitlines()[2:-1]) <= 80
+
+    found = json.loads(cli.run("status", "--json").out)
+    assert (found["exists"], found["working"], found["queued"], found["in_batches"]) == (True, False, 1, 5)
+    assert sorted(batch["state"] for batch in found["batches"]) == ["in_doubt", "in_flight"]
+    assert found["backlog"][0]["latency"] == "weekly"
+
+
+@pytest.mark.usefixtures("here")
+def test_requests_of_another_key_are_told_of(
+    cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for a worker that has it."""
+    with Anthropic(api_key="another") as client, Router(client, store=cli.store, worker=False) as router:
+        router.submit(make_request("waits"), latency="weekly")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "mine")
+    with pytest.raises(SystemExit):
+        main(["status"])
+    assert "1 request waits for a worker that has another API key" in capsys.readouterr().out

@@ -1,0 +1,141 @@
+"""A process of its own that does what a test tells it: JSON lines in, JSON lines out.
+
+Run as ``python -m support.puppet BASE_URL STORE``. Each line that says something was done is
+written out before anything else is done, so what a test has read has happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import sys
+import threading
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anthropic
+
+from llmrouter import Router, Settings
+from support.requests import ask
+from support.world import BULK, quick
+
+_out = threading.Lock()
+
+
+def say(**fields: Any) -> None:
+    """Tells the test."""
+    with _out:
+        sys.stdout.write(json.dumps(fields) + "\n")
+        sys.stdout.flush()
+
+
+class Commands:
+    """What a puppet can do; each method is a command."""
+
+    def __init__(self, base_url: str, store: str) -> None:
+        self._client = anthropic.Anthropic(api_key="sandbox", base_url=base_url)
+        self._store = store
+        self._router: Router | None = None
+        self._lock: sqlite3.Connection | None = None
+
+    @property
+    def router(self) -> Router:
+        """The router, which `open` has made."""
+        assert self._router is not None
+        return self._router
+
+    def open(self, *, worker: bool = True, **settings: Any) -> None:
+        """Makes the router."""
+        self._router = Router(
+            self._client, store=self._store, settings=Settings(**quick(**settings)), worker=worker
+        )
+        say(opened=self._router.status().working)
+
+    def submit(self, *, first: int, count: int, latency: str = BULK) -> None:
+        """Submits requests one by one, and acknowledges each as soon as it was accepted."""
+        for number in range(first, first + count):
+            future = self.router.submit(ask(number), latency=latency, key=f"key-{number}")
+            say(accepted=number, request_id=future.request_id)
+        say(submitted=count)
+
+    def submit_many(self, *, first: int, count: int, latency: str = BULK) -> None:
+        """Submits requests in one call."""
+        numbers = range(first, first + count)
+        keys = [f"key-{number}" for number in numbers]
+        self.router.submit_many([ask(number) for number in numbers], latency=latency, keys=keys)
+        say(submitted=count)
+
+    def submit_forever(self, *, threads: int) -> None:
+        """Submits requests from several threads at once until it is killed."""
+
+        def run(thread: int) -> None:
+            for number in range(thread * 1_000_000, (thread + 1) * 1_000_000):
+                self.router.submit(ask(number), latency=BULK, key=f"key-{number}")
+                say(accepted=number)
+
+        for thread in range(threads):
+            threading.Thread(target=run, args=(thread,), daemon=True).start()
+
+    def flush(self) -> None:
+        """Flushes, in a thread of its own: the create may hang."""
+
+        def run() -> None:
+            say(flushed=self.router.flush())
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def wait(self, *, numbers: list[int]) -> None:
+        """Tells of each answer as it comes, in a thread of its own."""
+        futures = {self.router.future(key=f"key-{number}"): number for number in numbers}
+
+        def run() -> None:
+            for future in as_completed(futures):
+                message = future.result()  # type: ignore[arg-type]
+                say(answered=futures[future], text=message.content[0].text)  # type: ignore[index,union-attr]
+
+        threading.Thread(target=run, daemon=True).start()
+        say(waiting=len(numbers))
+
+    def status(self) -> None:
+        """Tells of the router's status."""
+        status = self.router.status()
+        states = [batch.state.value for batch in status.batches]
+        say(working=status.working, queued=status.queued, states=states)
+
+    def lock(self) -> None:
+        """Keeps the write lock of the store's database."""
+        folder = Path(urlsplit(self._store).path)
+        self._lock = sqlite3.connect(folder / "cache.db", isolation_level=None, timeout=30)
+        self._lock.execute("BEGIN IMMEDIATE")
+        say(locked=True)
+
+    def unlock(self) -> None:
+        """Lets it go."""
+        assert self._lock is not None
+        self._lock.execute("ROLLBACK")
+        self._lock.close()
+        say(locked=False)
+
+    def close(self) -> None:
+        """Closes the router."""
+        if self._router is not None:
+            self._router.close()
+        say(closed=True)
+
+
+def main() -> None:
+    """Does what it is told until there is nothing more to be read."""
+    commands = Commands(*sys.argv[1:])
+    say(ready=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        getattr(commands, command.pop("do"))(**command)
+    with contextlib.suppress(BrokenPipeError):
+        commands.close()
+
+
+if __name__ == "__main__":
+    main()
