@@ -101,10 +101,11 @@ class LockedCache:
         self._threads = threading.local()
         self._turn = threading.RLock()
         self._in_transaction = False
+        self._interrupted = False
         try:
             _prepare(folder)
             self._check_settings()
-            self.cache = diskcache.Cache(str(folder), timeout=_ATTEMPT_SECONDS, disk=BytesDisk, **SETTINGS)
+            self.cache = self._open()
         except (OSError, sqlite3.Error) as error:
             raise StoreUnusableError(f"cannot open the store in {folder}: {error}") from error
 
@@ -132,20 +133,21 @@ class LockedCache:
             StoreError: As `write`.
         """
         with self._turn:
+            self._start_clean()
+            self._interrupted = True
             self._set_synced(synced)
             patience = None
             while True:
                 try:
                     self.cache.set(key, value)
-                    self._check_there()
+                    break
                 except diskcache.Timeout:
                     patience = patience or _Patience(self.folder)
                     patience.wait()
                 except sqlite3.Error as refused:
-                    self._disconnect()
                     raise self._not_written(refused) from refused
-                else:
-                    return
+            self._interrupted = False
+            self._check_there()
 
     def delete(self, key: str) -> bool:
         """Removes a key, within `write`. True when it was there."""
@@ -172,6 +174,8 @@ class LockedCache:
             if self._in_transaction:
                 yield
                 return
+            self._start_clean()
+            self._interrupted = True
             self._set_synced(synced)
             transaction = self._begin()
             self._in_transaction = True
@@ -181,15 +185,32 @@ class LockedCache:
                 self._end(transaction, error)
                 raise
             self._end(transaction, None)
+            self._check_there()
 
     def close(self) -> None:
         """Closes the connection of this thread; others close theirs when they end."""
         self._disconnect()
 
+    def _open(self) -> diskcache.Cache:
+        return diskcache.Cache(str(self.folder), timeout=_ATTEMPT_SECONDS, disk=BytesDisk, **SETTINGS)
+
     def _disconnect(self) -> None:
         self.cache.close()
         # The next connection of this thread starts at the stored level.
         self._threads.level = _NORMAL
+
+    def _start_clean(self) -> None:
+        """Leaves behind what an exception in the middle of diskcache has left, whatever it is.
+
+        Ctrl-C, or any signal handler that raises, can hit between its BEGIN and its bookkeeping: the
+        transaction stays open, or it takes the next writes for nested ones and never commits them.
+        """
+        if self._interrupted:
+            self._in_transaction = False
+            self.cache.close()
+            self.cache = self._open()
+            self._threads = threading.local()
+            self._interrupted = False
 
     def _begin(self) -> contextlib.AbstractContextManager[None]:
         patience = _Patience(self.folder)
@@ -208,12 +229,10 @@ class LockedCache:
         self._in_transaction = False
         try:
             transaction.__exit__(type(error) if error else None, error, None)
-            if error is None:
-                self._check_there()
         except sqlite3.Error as refused:
-            # A COMMIT that failed leaves the transaction open on this connection: drop both.
-            self._disconnect()
+            # A COMMIT that failed leaves the transaction open on this connection: `_start_clean` drops both.
             raise self._not_written(refused) from refused
+        self._interrupted = False
 
     def _not_written(self, refused: sqlite3.Error) -> StoreError:
         return StoreError(f"the store in {self.folder} could not be written: {refused}")

@@ -41,17 +41,18 @@ class Enqueuer:
             )
             for key, value in layout.plan_segments(new, self._group_hash):
                 self._cache.set(key, value)
+        for group in {request.group for request in new}:
+            self._groups.setdefault(group, layout.group_row(group)[0])
         return [known.get(place) or _accepted(request) for place, request in enumerate(requests)]
 
     def _group_hash(self, group: Group) -> str:
         """The hash of a group, whose row is written before the first request that needs it."""
         group_hash = self._groups.get(group)
         if group_hash is None:
+            # Known only from the commit on: a row that is rolled back must be written again.
             group_hash, value = layout.group_row(group)
             if self._cache.get(f"g{group_hash}") is None:
                 self._cache.set(f"g{group_hash}", value)
-            else:
-                self._groups[group] = group_hash
         return group_hash
 
     def _take_keys(self, requests: Sequence[QueuedRequest]) -> dict[int, Accepted]:

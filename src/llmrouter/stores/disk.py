@@ -25,7 +25,7 @@ from llmrouter.domain.requests import (
     format_request_id,
     split_request_id,
 )
-from llmrouter.errors import LeaseLostError, StoreBusyError, StoreError
+from llmrouter.errors import LeaseLostError, StoreBusyError, StoreError, StoreUnusableError
 from llmrouter.ports import Lease
 from llmrouter.stores import _layout as layout
 from llmrouter.stores._backlog import Backlog, Piece, read_entry, runs_of
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from llmrouter.stores._layout import Ranges, Table
 
 _CLAIM_TRIES = 10
+_LOOK_TRIES = 3
 
 
 class DiskStore:
@@ -102,7 +103,9 @@ class DiskStore:
             )
         segment = self._rows.find_segment(page, slot)
         if segment is None:
-            return None
+            # Perhaps it was settled and swept since its state was read.
+            settled = state != SETTLED and self._rows.table(page).get(slot)[0] == SETTLED
+            return self.find(request_id) if settled else None
         group = self._rows.group(segment.group_hash)
         keys = layout.segment_keys(self._rows.must_get(segment.key)) if segment.keyed else None
         return RequestView(
@@ -176,7 +179,13 @@ class DiskStore:
 
     def waiting(self) -> list[Waiting]:
         """See `Store.waiting`."""
-        with self._engine:
+        with self._engine_work():
+            for _ in range(_LOOK_TRIES):
+                try:
+                    return self._fresh_backlog().waiting()
+                except StoreUnusableError:
+                    # A single look reads row by row: the holder may have swept one of them meanwhile.
+                    self._backlog = None
             return self._fresh_backlog().waiting()
 
     def open_batches(self) -> list[Batch]:
@@ -185,7 +194,7 @@ class DiskStore:
 
     def acquire_lease(self, holder: str, now: datetime, length: timedelta) -> Lease | None:
         """See `Store.acquire_lease`."""
-        with self._engine, self._cache.write(synced=True):
+        with self._engine_work(), self._cache.write(synced=True):
             row = self._rows.lease()
             mine = row["holder"] == holder
             fence = row["fence"] if mine else row["fence"] + 1
@@ -199,7 +208,7 @@ class DiskStore:
 
     def release_lease(self, lease: Lease) -> None:
         """See `Store.release_lease`."""
-        with self._engine, self._cache.write(synced=True):
+        with self._engine_work(), self._cache.write(synced=True):
             if self._rows.lease()["fence"] == lease.fence:
                 self._rows.write_lease({"holder": "", "fence": lease.fence, "until": 0, "locked": False})
                 self._engine_lock.release()
@@ -210,7 +219,7 @@ class DiskStore:
         self._check(lease)
         if self._cache.get(layout.FLUSH) is None:
             return False
-        with self._engine, self._under(lease):
+        with self._engine_work(), self._under(lease):
             asked = self._cache.get(layout.FLUSH) is not None
             self._cache.delete(layout.FLUSH)
         return asked
@@ -220,7 +229,7 @@ class DiskStore:
     ) -> Batch | None:
         """See `Store.claim`."""
         lane_id = waiting.lane.lane_id
-        with self._engine:
+        with self._engine_work():
             for _ in range(_CLAIM_TRIES):
                 backlog = self._fresh_backlog(lease)
                 pieces = backlog.choose(lane_id, waiting.latency, limits)
@@ -252,7 +261,7 @@ class DiskStore:
 
     def body(self, batch: Batch) -> FramedBody:
         """See `Store.body`."""
-        with self._engine:
+        with self._engine_work():
             number = self._rows.open_numbers()[batch.batch_id]
             entries = self._fresh_backlog().claimed[number]
         return FramedBody(
@@ -266,12 +275,12 @@ class DiskStore:
         """See `Store.update_batch`."""
         if batch.state not in OPEN_STATES:
             raise StoreError(f"{batch.batch_id}: {batch.state} is no open state")
-        with self._engine, self._under(lease):
+        with self._engine_work(), self._under(lease):
             self._rows.rewrite_batch(self._rows.open_number(batch.batch_id), batch)
 
     def release(self, lease: Lease, batch_id: str) -> int:
         """See `Store.release`."""
-        with self._engine:
+        with self._engine_work():
             backlog = self._fresh_backlog(lease)
             with self._under(lease):
                 number = self._rows.open_numbers().get(batch_id)
@@ -290,7 +299,7 @@ class DiskStore:
 
     def settle(self, lease: Lease, batch_id: str, answers: Sequence[Answer], now: datetime) -> Settled:
         """See `Store.settle`."""
-        with self._engine:
+        with self._engine_work():
             backlog = self._fresh_backlog(lease)
             with self._under(lease):
                 number = self._rows.open_number(batch_id)
@@ -324,7 +333,7 @@ class DiskStore:
 
     def finish(self, lease: Lease, batch: Batch) -> None:
         """See `Store.finish`."""
-        with self._engine:
+        with self._engine_work():
             backlog = self._fresh_backlog(lease)
             with self._under(lease):
                 number = self._rows.open_number(batch.batch_id)
@@ -336,7 +345,7 @@ class DiskStore:
     def sweep(self, lease: Lease, limit: int) -> int:
         """See `Store.sweep`."""
         dropped = 0
-        with self._engine:
+        with self._engine_work():
             backlog = self._fresh_backlog(lease)
             with self._under(lease):
                 while backlog.sweepable and dropped < limit:
@@ -385,6 +394,16 @@ class DiskStore:
             bodies = layout.segment_bodies(value, piece.start - first, piece.stop - first)
             for slot, body in enumerate(bodies, piece.start):
                 yield format_request_id(piece.page, slot), body
+
+    @contextlib.contextmanager
+    def _engine_work(self) -> Iterator[None]:
+        """One thread at a time; an exception leaves no index behind that may differ from the disk."""
+        with self._engine:
+            try:
+                yield
+            except BaseException:
+                self._backlog = None
+                raise
 
     @contextlib.contextmanager
     def _under(self, lease: Lease) -> Iterator[None]:
