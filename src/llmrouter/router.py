@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import secrets
@@ -302,15 +303,17 @@ class Router:
             if self._closed or os.getpid() != self._pid:
                 return
             self._closed = True
-            parts = self._parts
-            parts.live.close(wait=True)
-            parts.intake.close()
-            if self._worker is not None:
-                self._worker.stop()
-            self._resolver.close()
+        parts = self._parts
+        # Outside the lock: what is waited for may call close too. Whatever fails, the rest is closed.
+        with contextlib.ExitStack() as stack:
+            stack.callback(atexit.unregister, self._at_exit)
             if parts.owns_store:
-                parts.store.close()
-            atexit.unregister(self._at_exit)
+                stack.callback(parts.store.close)
+            stack.callback(self._resolver.close)
+            if self._worker is not None:
+                stack.callback(self._worker.stop)
+            stack.callback(parts.intake.close)
+            parts.live.close(wait=True)
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent import futures
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ class Worker:
         """
         self._engine = engine
         self._flushing = threading.Lock()
+        self._callers = futures.ThreadPoolExecutor(1, thread_name_prefix="llmrouter-flush")
         self._reconciled: Lease | None = None
         self._flush_jobs: dict[str, Job] = {}
         self.problems: dict[str, str] = {}
@@ -89,18 +91,19 @@ class Worker:
         """Ends cleanly: waits for a create or a settle that is under way, and gives the lease back."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
-        with self._flushing:  # Of a `flush` in another thread.
-            self._guarded("lease", self._engine.keeper.release)
+        self._callers.shutdown(wait=True)
+        self._guarded("lease", self._engine.keeper.release)
 
     def flush(self) -> int:
-        """Sends everything that waits now, in this thread; answers with the batches it created.
+        """Sends everything that waits now; answers with the batches it created when it has.
 
         Where another process works on the store, it is asked to do so, and the answer is 0.
         """
         lease = self._engine.keeper.lease
         if lease is not None:
             try:
-                return self._flush_all(lease)
+                # In a thread: Ctrl-C then ends the wait, and not a create in the middle of it.
+                return self._callers.submit(self._flush_all, lease).result()
             except LeaseLostError:
                 self._engine.keeper.lose()
         self._engine.store.request_flush()

@@ -57,7 +57,7 @@ def test_killed_while_it_submits(world: World, threads: int, acknowledged: int) 
     """Every request whose `submit` had returned is there, and is answered."""
     with Puppet(world) as process:
         process.ask("open", "opened", worker=False)
-        process.tell("submit_forever", threads=threads)
+        process.tell("submit_on_and_on", threads=threads)
         wait_until(lambda: len(process.values("accepted")) >= acknowledged, what="acknowledged submits")
         process.kill()
     accepted = process.values("accepted")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from support.world import World
 
-_TESTS = Path(__file__).parents[1]
+_TESTS = str(Path(__file__).parents[1])
 
 
 class Puppet:
@@ -33,7 +33,10 @@ class Puppet:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(_TESTS)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), _TESTS])),
+            },
         )
         self._readers = [
             threading.Thread(target=self._read, daemon=True),

@@ -68,11 +68,11 @@ class Commands:
         self.router.submit_many([ask(number) for number in numbers], latency=latency, keys=keys)
         say(submitted=count)
 
-    def submit_forever(self, *, threads: int) -> None:
-        """Submits requests from several threads at once until it is killed."""
+    def submit_on_and_on(self, *, threads: int) -> None:
+        """Submits requests from several threads at once, more than a test waits for."""
 
         def run(thread: int) -> None:
-            for number in range(thread * 1_000_000, (thread + 1) * 1_000_000):
+            for number in range(thread * 1_000, thread * 1_000 + 300):
                 self.router.submit(ask(number), latency=BULK, key=f"key-{number}")
                 say(accepted=number)
 

@@ -197,10 +197,10 @@ def test_results_that_are_cut_are_read_again() -> None:
 
 
 def test_what_stays_missing_is_sent_again() -> None:
-    """After three readings; an id that the file does not have was never answered."""
+    """After three readings of a file that is whole; an id that it does not have was never answered."""
     bench, requests = in_flight(3)
     first, _, third = bench.api.posted[0].custom_ids
-    end_with(bench, line(first), line(third))
+    end_with(bench, line(first), line(third), line(third))
 
     assert [bench.collect() for _ in range(3)] == [0, 0, 1]
     assert kinds(bench, requests) == [OutcomeKind.SUCCEEDED, None, OutcomeKind.SUCCEEDED]
@@ -208,11 +208,25 @@ def test_what_stays_missing_is_sent_again() -> None:
     assert bench.api.posted[1].request_ids == [requests[1].request_id]
 
 
+def test_results_that_are_short_time_after_time_are_not_paid_twice() -> None:
+    """Fewer lines than requests: cut, by a proxy perhaps. Only hours of it make the rest missing."""
+    bench, requests = in_flight(3)
+    first, _, third = bench.api.posted[0].custom_ids
+    end_with(bench, line(first), line(third))
+    assert [bench.collect() for _ in range(10)] == [0] * 10
+    assert bench.queued_count() == 0
+
+    bench.clock.advance(collecting.SHORT_PATIENCE)
+    assert bench.collect() == 1
+    assert kinds(bench, requests) == [OutcomeKind.SUCCEEDED, None, OutcomeKind.SUCCEEDED]
+    assert bench.queued_count() == 1
+
+
 def test_what_is_missing_in_batch_after_batch_ends_without_a_line() -> None:
     """Errored, with nothing in it: there is nothing that the API said."""
     bench, requests = in_flight(1, max_attempts=2)
     for _ in range(2):
-        end_with(bench)
+        end_with(bench, line("of-nobody"))
         for _ in range(3):
             bench.collect()
         bench.flush()

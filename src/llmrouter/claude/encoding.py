@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from anthropic import NotGiven, Omit
@@ -22,12 +22,12 @@ _ABSENT = (Omit, NotGiven)
 class EncodedRequest:
     """A request as it will be sent."""
 
-    body: bytes
+    body: bytes = field(repr=False)
     """The JSON body of `messages.create`, to the byte."""
     model: str
     headers: CallHeaders
     """The headers that this call adds to the client's own, names in lower case."""
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(repr=False)
     """The request again, with plain data for what was used up in the reading; empty for a batch."""
 
 

@@ -98,7 +98,7 @@ class ResultLine:
     """None for a type that this version does not know."""
     error_type: str | None
     """The API's error type, for an errored item."""
-    raw: bytes
+    raw: bytes = field(repr=False)
     """The line as it came."""
 
 
@@ -108,7 +108,7 @@ class Answer:
 
     request_id: str
     kind: OutcomeKind
-    raw: bytes
+    raw: bytes = field(repr=False)
     """The result line; empty when the file had none."""
     retry: bool
     """True: queue it again, one attempt later. False: this is its outcome."""

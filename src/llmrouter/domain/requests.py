@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class QueuedRequest:
     group: Group
     accepted_at: datetime
     deadline_at: datetime
-    body: bytes
+    body: bytes = field(repr=False)
     """The exact JSON bytes that will be sent as ``params``."""
     key: str | None = None
     """The caller's idempotency key."""
@@ -120,7 +120,7 @@ class Outcome:
     batch_id: str | None
     """The batch that answered; None when canceled in the queue."""
     key: str | None
-    raw: bytes
+    raw: bytes = field(repr=False)
     """The result line as the API gave it (JSON, ``{"custom_id", "result"}``); empty when it gave none."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,12 @@ SETTLE_BYTES = 4_000_000
 
 MAX_READS = 3
 """How often an ended batch's results are read before what is missing in them counts as unanswered."""
+
+SHORT_PATIENCE = timedelta(hours=6)
+"""How long results with fewer lines than the batch had requests count as cut, not as lacking some.
+
+What is sent again though its answer was only cut off is paid twice: better late than that.
+"""
 
 log = logging.getLogger("llmrouter.engine")
 
@@ -71,6 +78,7 @@ class Collector:
         self._on_settled = on_settled
         self._looked_at: dict[str, datetime] = {}
         self._reads: Counter[str] = Counter()
+        self._short_since: dict[str, datetime] = {}
 
     def run_once(self, lease: Lease) -> int:
         """Polls the batches whose turn it is, and collects those that ended.
@@ -128,23 +136,29 @@ class Collector:
     def _collect(self, lease: Lease, batch: Batch, described: ProviderBatch) -> bool:
         """Settles what the results say; False when they have to be read again."""
         known = {"batch_id": batch.batch_id, "latency": batch.latency}
+        lines = _Counted(self._api.results(batch.lane, described.provider_batch_id))
         try:
-            answers = self._answers(batch, self._api.results(batch.lane, described.provider_batch_id))
-            self._settle_all(lease, batch, answers)
+            self._settle_all(lease, batch, self._answers(batch, lines))
         except anthropic.APIError as error:
             log.warning("could not read the results: %s", _brief(error), extra=known)
             return False
-        # Counted when it came to an end: a file that nobody could read lacks nothing.
-        self._reads[batch.batch_id] += 1
         if next(iter(self._store.unsettled(batch.batch_id)), None) is not None:
-            if self._reads[batch.batch_id] < MAX_READS:
+            if not self._is_missing(batch, short=lines.count < described.request_count):
                 log.warning("the results lack some requests; they will be read again", extra=known)
                 return False
             self._settle_all(lease, batch, self._missing(batch))
         self._store.finish(lease, replace(batch, ended_at=described.ended_at))
-        del self._reads[batch.batch_id], self._looked_at[batch.batch_id]
+        for kept in (self._reads, self._looked_at, self._short_since):
+            kept.pop(batch.batch_id, None)
         log.info("collected a batch of %d requests", batch.request_count, extra=known)
         return True
+
+    def _is_missing(self, batch: Batch, *, short: bool) -> bool:
+        """Whether what the results lack will not come: after some readings, and hours if they are cut."""
+        self._reads[batch.batch_id] += 1
+        now = self._clock.now()
+        since = self._short_since.setdefault(batch.batch_id, now) if short else now - SHORT_PATIENCE
+        return self._reads[batch.batch_id] >= MAX_READS and now - since >= SHORT_PATIENCE
 
     def _settle_all(self, lease: Lease, batch: Batch, answers: Iterator[Answer]) -> None:
         while chunk := list(_chunk(answers)):
@@ -188,6 +202,19 @@ class Collector:
 
     def _may_retry(self, batch: Batch, request_id: str) -> bool:
         return batch.attempts.get(request_id, 0) + 1 < self._max_attempts
+
+
+class _Counted:
+    """Lines, and how many there were."""
+
+    def __init__(self, lines: Iterable[ResultLine]) -> None:
+        self._lines = lines
+        self.count = 0
+
+    def __iter__(self) -> Iterator[ResultLine]:
+        for line in self._lines:
+            self.count += 1
+            yield line
 
 
 def _chunk(answers: Iterator[Answer]) -> Iterator[Answer]:

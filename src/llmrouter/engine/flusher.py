@@ -12,7 +12,7 @@ from llmrouter.domain.batches import NONCE_CHARS, Batch, BatchState
 from llmrouter.domain.packing import BatchLimits
 from llmrouter.domain.scheduling import FlushReason
 from llmrouter.engine.refusals import refused_answer
-from llmrouter.errors import CreateRefusedError, CreateUnclearError
+from llmrouter.errors import CreateRefusedError, CreateUnclearError, LeaseLostError, StoreBusyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _HOLD_FIRST = timedelta(seconds=15)
 _HOLD_MOST = timedelta(minutes=15)
+_DOUBLINGS = 10
+_RETRY_AFTER_MOST = timedelta(days=1)
 _NONCE_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 log = logging.getLogger("llmrouter.engine")
@@ -58,6 +60,7 @@ class Flusher:
         self._suspects: dict[str, int] = {}
         self._failed_alone: set[str] = set()
         self._unrecorded: dict[str, Batch] = {}
+        self._begun: set[str] = set()
         self.holds: dict[str, Hold] = {}
 
     def run_once(self, lease: Lease, flushes: Iterable[Flush]) -> int:
@@ -70,10 +73,18 @@ class Flusher:
             LeaseLostError: Another process works on the store now.
         """
         self._record_again(lease)
-        created = 0
+        self._release_unsent(lease)
+        created, failures = 0, []
         for flush in flushes:
-            if self._may_go(flush.waiting):
-                created += self._send(lease, flush)
+            try:
+                if self._may_go(flush.waiting):
+                    created += self._send(lease, flush)
+            except (LeaseLostError, StoreBusyError):
+                raise
+            except Exception as error:  # noqa: BLE001  (one lane's trouble is no other's)
+                failures.append(error)
+        for failure in failures:
+            raise failure
         return created
 
     def _may_go(self, waiting: Waiting) -> bool:
@@ -116,6 +127,7 @@ class Flusher:
     def _create(self, lease: Lease, batch: Batch, reason: FlushReason) -> bool:
         """Creates a claimed batch once. True unless the API refused it."""
         known = {"batch_id": batch.batch_id, "lane": batch.lane.lane_id, "latency": batch.latency}
+        self._begun.add(batch.batch_id)
         try:
             described = self._api.create(batch.lane, self._store.body(batch))
         except CreateRefusedError as refusal:
@@ -148,13 +160,30 @@ class Flusher:
         self._unrecorded[batch.batch_id] = batch
         self._store.update_batch(lease, batch)
         del self._unrecorded[batch.batch_id]
+        self._begun.discard(batch.batch_id)
 
     def _record_again(self, lease: Lease) -> None:
+        """Writes down what the store could not take at first, or what came while the lease was lost."""
+        if not self._unrecorded:
+            return
+        unclear = {BatchState.CLAIMED, BatchState.IN_DOUBT}
+        states = {batch.batch_id: batch.state for batch in self._store.open_batches()}
         for batch in list(self._unrecorded.values()):
-            if batch.fence == lease.fence:
+            if states.get(batch.batch_id) in unclear:
                 self._record(lease, batch)
             else:
-                del self._unrecorded[batch.batch_id]  # Whoever had the lease meanwhile took care of it.
+                del self._unrecorded[batch.batch_id]
+
+    def _release_unsent(self, lease: Lease) -> None:
+        """Queues batches again that this lease has claimed, and whose create never began."""
+        for batch in self._store.open_batches():
+            if (
+                batch.state is BatchState.CLAIMED
+                and batch.fence == lease.fence
+                and batch.batch_id not in self._begun
+            ):
+                log.warning("a batch was claimed, but not sent", extra={"batch_id": batch.batch_id})
+                self._store.release(lease, batch.batch_id)
 
     def _take_back(self, lease: Lease, batch: Batch, refusal: CreateRefusedError) -> None:
         """Deals with a batch that the API refused as a whole.
@@ -163,6 +192,7 @@ class Flusher:
         until the bad one stands alone and fails with the API's own error. Any other holds the lane
         back for a while: the next batch would fare no better.
         """
+        self._begun.discard(batch.batch_id)
         lane_id = batch.lane.lane_id
         if refusal.blames_content and batch.request_count > 1:
             self._store.release(lease, batch.batch_id)
@@ -190,7 +220,8 @@ class Flusher:
         self._store.release(lease, batch.batch_id)
         lane_id = batch.lane.lane_id
         refusals = self.holds[lane_id].refusals + 1 if lane_id in self.holds else 1
-        wait = refusal.retry_after or min(_HOLD_FIRST * 2 ** (refusals - 1), _HOLD_MOST)
+        longer = min(_HOLD_FIRST * 2 ** min(refusals - 1, _DOUBLINGS), _HOLD_MOST)
+        wait = min(refusal.retry_after or longer, _RETRY_AFTER_MOST)
         until = self._clock.now() + wait
         self.holds[lane_id] = Hold(lane_id=lane_id, until=until, reason=str(refusal), refusals=refusals)
         log.warning("the lane waits until %s: %s", until.isoformat(), refusal, extra={"lane": lane_id})

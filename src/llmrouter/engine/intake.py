@@ -32,7 +32,7 @@ class Draft:
 
     group: Group
     latency: LatencyClass
-    body: bytes
+    body: bytes = field(repr=False)
     deadline: timedelta | datetime | None = None
     """The caller's own deadline, checked; None for that of the class."""
     key: str | None = None
@@ -92,6 +92,7 @@ class Intake:
         self._idle = threading.Condition(self._lock)
         self._waiting: list[_Ticket] = []
         self._committing = False
+        self._leader = 0
         self._closed = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="llmrouter-intake")
 
@@ -103,21 +104,26 @@ class Intake:
             StoreError: The store could not take them.
             RouterClosedError: It was closed.
         """
-        with self._lock:
-            self._check_open()
-            alone = not self._committing
-            self._committing = True
-            if not alone:
-                ticket = _Ticket(drafts)
-                self._waiting.append(ticket)
-        if not alone:
-            return ticket.done.result()
+        me, leads, ticket = threading.get_ident(), False, None
+        # The flag is set within the try: an exception of a signal handler must not leave it behind.
         try:
+            with self._lock:
+                self._check_open()
+                if self._committing and self._leader != me:
+                    ticket = _Ticket(drafts)
+                    self._waiting.append(ticket)
+                else:
+                    leads, self._leader, self._committing = True, me, True
+            if ticket is not None:
+                return ticket.done.result()
             return self._store.enqueue(self._requests(drafts))
         except KeyConflictError as conflict:
+            if ticket is not None:
+                raise
             raise _own_conflict(conflict, conflict.index or 0, len(drafts)) from None
         finally:
-            self._pass_on()
+            if leads:
+                self._pass_on()
 
     def enqueue_soon(self, drafts: Sequence[Draft]) -> Future[list[Accepted]]:
         """The same without blocking. Cancelled before its commit begins, nothing is stored.
@@ -155,6 +161,7 @@ class Intake:
     def _pass_on(self) -> None:
         """Leaves what came during a commit to a thread of our own: no caller works for others."""
         with self._lock:
+            self._leader = 0
             more = self._committing = bool(self._waiting)
             if not more:
                 self._idle.notify_all()

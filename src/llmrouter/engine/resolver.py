@@ -7,8 +7,10 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from llmrouter.errors import StoreError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from llmrouter.domain.requests import Outcome
     from llmrouter.ports import Store
@@ -52,6 +54,7 @@ class Resolver(Generic[WaiterT]):
         self._waiters: weakref.WeakValueDictionary[str, WaiterT] = weakref.WeakValueDictionary()
         self._pinned: dict[str, WaiterT] = {}
         self._place = store.outcome_cursor()
+        self._missed: set[str] = set()
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._follow, name="llmrouter-resolver", daemon=True)
@@ -83,9 +86,28 @@ class Resolver(Generic[WaiterT]):
         return listed, False
 
     def look_up(self, waiters: Iterable[WaiterT]) -> None:
-        """Asks the store for the outcomes of requests that may have been settled already."""
-        for outcome in self._store.outcomes([waiter.request_id for waiter in waiters]):
+        """Asks the store for the outcomes of requests that may have been settled already.
+
+        Where the store cannot say now, it is asked again by the thread: who waits has been accepted.
+        """
+        request_ids = [waiter.request_id for waiter in waiters]
+        try:
+            self._look_for(request_ids)
+        except StoreError as error:
+            with self._lock:
+                self._missed.update(request_ids)
+            self._on_error(error)
+
+    def _look_for(self, request_ids: Collection[str]) -> None:
+        for outcome in self._store.outcomes(request_ids):
             self._hand_over(outcome)
+
+    def _look_again(self) -> None:
+        missed = list(self._missed)
+        if missed:
+            self._look_for(missed)
+            with self._lock:
+                self._missed.difference_update(missed)
 
     def pin(self, waiter: WaiterT) -> None:
         """Keeps a waiter alive that somebody listens to, though nobody holds it."""
@@ -143,6 +165,7 @@ class Resolver(Generic[WaiterT]):
             waited_for = bool(self._waiters)
             try:
                 if waited_for:
+                    self._look_again()
                     self.run_once()
                 else:
                     self._skip()

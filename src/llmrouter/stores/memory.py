@@ -161,11 +161,11 @@ class MemoryStore:
     def acquire_lease(self, holder: str, now: datetime, length: timedelta) -> Lease | None:
         """See `Store.acquire_lease`. No holder is ever dead: all are in this process."""
         with self._lock:
-            if self._lease is None or self._lease_until is None or self._lease_until <= now:
+            if self._lease is None or self._lease.holder != holder:
+                if self._lease is not None and self._lease_until is not None and self._lease_until > now:
+                    return None
                 self._fence += 1
                 self._lease = Lease(holder=holder, fence=self._fence)
-            elif self._lease.holder != holder:
-                return None
             self._lease_until = now + length
             return self._lease
 
