@@ -505,6 +505,50 @@ def test_futures_work_with_the_standard_library(world: World) -> None:
     wait_until(lambda: len(told) == 10, what="all callbacks")
 
 
+def test_a_callback_may_close_the_router(world: World) -> None:
+    """The first answer is enough, say; whoever waits for the others is told."""
+    router = world.router()
+    first, other = router.submit(ask(1), latency=BULK), router.submit(ask(2), latency="weekly")
+    closed = threading.Event()
+
+    def close(_: object) -> None:
+        router.close()
+        closed.set()
+
+    first.add_done_callback(close)
+    first.cancel()
+    assert closed.wait(10)
+    with pytest.raises(RouterClosedError):
+        other.result(10)
+
+    router = world.router()
+    answered, other = router.submit(ask(3), latency=BULK), router.future(other.request_id)
+    waits = router.submit(ask(4), latency=BULK)
+    closed.clear()
+    answered.add_done_callback(close)
+    router.flush()
+    world.finish_when_sent(3)
+    assert closed.wait(10)
+    assert answered.result(0).content
+    assert waits.done()
+
+
+def test_a_store_that_was_given_is_not_closed(world: World) -> None:
+    """Whoever opened it closes it; the next router can use it."""
+    closed: list[bool] = []
+
+    class Noting(MemoryStore):
+        def close(self) -> None:
+            closed.append(True)
+
+    store, settings = Noting(), Settings(**quick())
+    with Router(world.client(), store=store, settings=settings) as router:
+        request_id = router.submit(ask(), latency=BULK).request_id
+    assert closed == []
+    with Router(world.client(), store=store, settings=settings) as router:
+        assert router.future(request_id).status() == "queued"
+
+
 def test_a_callback_may_submit_the_next_request(world: World) -> None:
     """On the thread that brings the answers."""
     router = world.router()

@@ -21,6 +21,8 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from llmrouter.domain.requests import QueuedRequest
+
 pytestmark = pytest.mark.timeout(60)
 
 
@@ -368,3 +370,19 @@ def test_closing_may_be_repeated(intake: Intake) -> None:
     """It changes nothing."""
     intake.close()
     intake.close()
+
+
+def test_closing_in_the_middle_of_ones_own_commit_does_not_wait_for_it(clock: FakeClock) -> None:
+    """As a signal handler does that closes the router: it runs within the submit that it interrupts."""
+
+    class Interrupted(GatedStore):
+        def enqueue(self, requests: Sequence[QueuedRequest]) -> list[Accepted]:
+            intake.close()
+            return super().enqueue(requests)
+
+    intake = Intake(Interrupted(), clock)
+    submitting = threading.Thread(target=intake.enqueue, args=([draft()],), daemon=True)
+    submitting.start()
+    submitting.join(10)
+
+    assert not submitting.is_alive()

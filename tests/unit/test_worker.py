@@ -145,6 +145,16 @@ def test_a_cron_line_counts_weekdays_from_sunday(make: Make) -> None:
     assert (slot.strftime("%A"), slot.hour, slot.minute) == ("Monday", 22, 0)
 
 
+def test_a_cron_line_is_in_the_time_zone_of_the_settings(make: Make) -> None:
+    """Ten in the evening is ten in the evening there."""
+    nightly = own_class("nightly", CronLine(line="0 22 * * *"))
+    worker = make(MemoryStore(), nightly, timezone=ZoneInfo("Asia/Kolkata"))
+    worker.start()
+    slot = worker._next_slots()["nightly"]
+
+    assert (slot.hour, slot.utcoffset()) == (22, timedelta(hours=5, minutes=30))
+
+
 def test_a_flush_sends_everything_now(make: Make, api: FakeBatchApi) -> None:
     """Whatever the schedules say."""
     store = MemoryStore()

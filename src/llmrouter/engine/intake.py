@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FRESH_PAGE_FROM = 100
+_CLOSE_SECONDS = 60.0
 _COMMIT_BYTES = 64_000_000
 """One commit takes about so much of what waits: it bounds how long the lock is held."""
 
@@ -88,6 +89,7 @@ class Intake:
         self._store = store
         self._clock = clock
         self._pages = Pages()
+        self._numbering = threading.Lock()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._waiting: list[_Ticket] = []
@@ -105,7 +107,8 @@ class Intake:
             RouterClosedError: It was closed.
         """
         me, leads, ticket = threading.get_ident(), False, None
-        # The flag is set within the try: an exception of a signal handler must not leave it behind.
+        # An exception of a signal handler can end any line: a leader that comes again takes over from
+        # itself, so that what it left behind blocks nobody for ever.
         try:
             with self._lock:
                 self._check_open()
@@ -145,13 +148,15 @@ class Intake:
         """Takes nothing more, and waits for the commits under way and in line."""
         with self._lock:
             self._closed = True
-            while self._committing:
-                self._idle.wait()
+            while self._committing and self._leader != threading.get_ident():
+                if not self._idle.wait(_CLOSE_SECONDS):
+                    break  # Its leader was interrupted, and has not come back.
         self._executor.shutdown(wait=True)
 
     def _commit_round(self) -> None:
         """Commits what is in line."""
         with self._lock:
+            self._leader = threading.get_ident()
             tickets = self._take_tickets()
         try:
             self._commit([ticket for ticket in tickets if ticket.done.set_running_or_notify_cancel()])
@@ -161,7 +166,6 @@ class Intake:
     def _pass_on(self) -> None:
         """Leaves what came during a commit to a thread of our own: no caller works for others."""
         with self._lock:
-            self._leader = 0
             more = self._committing = bool(self._waiting)
             if not more:
                 self._idle.notify_all()
@@ -210,6 +214,8 @@ class Intake:
 
     def _requests(self, drafts: Sequence[Draft]) -> list[QueuedRequest]:
         now = self._clock.now()
+        with self._numbering:
+            request_ids = self._pages.take(len(drafts), now)
         return [
             QueuedRequest(
                 request_id=request_id,
@@ -219,7 +225,7 @@ class Intake:
                 body=draft.body,
                 key=draft.key,
             )
-            for draft, request_id in zip(drafts, self._pages.take(len(drafts), now), strict=True)
+            for draft, request_id in zip(drafts, request_ids, strict=True)
         ]
 
 
