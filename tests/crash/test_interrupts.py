@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STORM = """
 import os, random, signal, sys, threading, time
@@ -22,7 +25,8 @@ def hit(*_):
     raise Hit
 
 folder = sys.argv[1]
-router = Router(anthropic.Anthropic(api_key="k", base_url="http://127.0.0.1:9"), store=f"disk://{folder}", worker=False)
+client = anthropic.Anthropic(api_key="k", base_url="http://127.0.0.1:9")
+router = Router(client, store=f"disk://{folder}", worker=False)
 request = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "x" * 300}]}
 
 def submit():
