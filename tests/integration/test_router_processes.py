@@ -238,7 +238,8 @@ def test_a_script_may_flush_at_its_end(world: World) -> None:
     result = run_script(
         world,
         "import atexit\n"
-        "atexit.register(lambda: print(router.submit(request, latency='weekly', key='k') and router.flush()))",
+        "atexit.register(lambda: print(router.submit(request, latency='weekly', key='k')"
+        " and router.flush()))",
     )
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
