@@ -102,12 +102,20 @@ class Worker:
         lease = self._engine.keeper.lease
         if lease is not None:
             try:
-                # In a thread: Ctrl-C then ends the wait, and not a create in the middle of it.
-                return self._callers.submit(self._flush_all, lease).result()
+                return self._flush_in_thread(lease)
             except LeaseLostError:
                 self._engine.keeper.lose()
         self._engine.store.request_flush()
         return 0
+
+    def _flush_in_thread(self, lease: Lease) -> int:
+        """Flushes so that Ctrl-C ends the wait, and not a create in the middle of it."""
+        try:
+            flushing = self._callers.submit(self._flush_all, lease)
+        except RuntimeError:
+            # The interpreter ends, and no thread begins any more; or this worker has been stopped.
+            return self._flush_all(lease) if self._scheduler.running else 0
+        return flushing.result()
 
     def _add_jobs(self, poll: timedelta | None, timezone: ZoneInfo | None) -> None:
         for name, latency in self._engine.classes.items():

@@ -426,7 +426,7 @@ class DiskStore:
         kept = self._backlog
         if kept is not None and kept[:2] == (fence, cancels) and kept[2].refresh():
             return kept[2]
-        if lease is None:
+        if lease is None and not self._engine_lock.is_held_for(fence):
             return Backlog(self._rows, None)
         self._backlog = (fence, cancels, Backlog(self._rows, fence))
         return self._backlog[2]
