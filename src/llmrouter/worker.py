@@ -38,8 +38,9 @@ _FLUSHES = "flushes"
 
 log = logging.getLogger("llmrouter.worker")
 _quiet = logging.getLogger("llmrouter.worker.clockwork")
-_quiet.setLevel(logging.ERROR)
-"""APScheduler warns when a job is still busy at its next time, which is nothing to warn of here."""
+_quiet.setLevel(logging.CRITICAL)
+"""APScheduler warns when a job is still busy at its next time, and reports an error when the interpreter
+ends before `stop` was called: nothing to tell a user of. What jobs raise goes to `log`."""
 
 
 class Worker:
