@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from llmrouter.domain.requests import Waiting
     from llmrouter.domain.scheduling import Flush
+    from llmrouter.errors import CreateError
     from llmrouter.ports import BatchApi, Clock, Lease, Store
 
 _HOLD_FIRST = timedelta(seconds=15)
@@ -113,7 +114,7 @@ class Flusher:
             if self._create(lease, batch, flush.reason):
                 created += 1
                 left -= batch.request_count
-            elif not self._may_go(waiting):
+            if not self._may_go(waiting):
                 break
         return created
 
@@ -136,6 +137,8 @@ class Flusher:
         except CreateUnclearError as unclear:
             log.warning("it is unclear whether the batch was created: %s", unclear, extra=known)
             self._record(lease, replace(batch, state=BatchState.IN_DOUBT))
+            # Or else an outage would put batch after batch in doubt.
+            self._hold_lane(batch.lane.lane_id, unclear)
             return True
         except BaseException:
             # Whatever it was, the create may have been under way.
@@ -218,13 +221,14 @@ class Flusher:
     def _hold(self, lease: Lease, batch: Batch, refusal: CreateRefusedError) -> None:
         """Queues a refused batch again and lets its lane wait."""
         self._store.release(lease, batch.batch_id)
-        lane_id = batch.lane.lane_id
+        self._hold_lane(batch.lane.lane_id, refusal)
+
+    def _hold_lane(self, lane_id: str, error: CreateError) -> None:
         refusals = self.holds[lane_id].refusals + 1 if lane_id in self.holds else 1
         longer = min(_HOLD_FIRST * 2 ** min(refusals - 1, _DOUBLINGS), _HOLD_MOST)
-        wait = min(refusal.retry_after or longer, _RETRY_AFTER_MOST)
-        until = self._clock.now() + wait
-        self.holds[lane_id] = Hold(lane_id=lane_id, until=until, reason=str(refusal), refusals=refusals)
-        log.warning("the lane waits until %s: %s", until.isoformat(), refusal, extra={"lane": lane_id})
+        until = self._clock.now() + min(error.retry_after or longer, _RETRY_AFTER_MOST)
+        self.holds[lane_id] = Hold(lane_id=lane_id, until=until, reason=str(error), refusals=refusals)
+        log.warning("the lane waits until %s: %s", until.isoformat(), error, extra={"lane": lane_id})
 
     def _suspects_passed(self, batch: Batch) -> None:
         """After a part of a refused batch went well, the next one may be twice as large."""
