@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
 __all__ = [
     "CreateError",
@@ -117,12 +117,21 @@ class LeaseLostError(StoreError):
 class CreateError(LlmrouterError):
     """A batch create did not give a batch.
 
+    At most one of `spent`, `credential`, `limited` and `blames_content` is true.
+
     Attributes:
         status: The HTTP status, or None when there was no answer.
         retry_after: How long the API asks to wait, or None when it does not say.
         envelope: The API's error body, or None when it sent none.
         blames_content: Whether the API found fault with what was in the batch, and not with the
             account, its limits or the moment.
+        names_request: Whether it did so naming one of the requests, or one of their fields.
+        spent: Whether a spend limit is reached: trying again is useless until it is raised, or its
+            period turns.
+        regain_at: When a spend limit lets requests through again, as the API says: aware, UTC; None
+            when it does not say.
+        credential: Whether the API did not accept the key, or its rights.
+        limited: Whether there were too many requests, or too many in the queue, for the moment.
     """
 
     def __init__(
@@ -133,12 +142,27 @@ class CreateError(LlmrouterError):
         retry_after: timedelta | None = None,
         envelope: Mapping[str, Any] | None = None,
         blames_content: bool = False,
+        names_request: bool = False,
+        spent: bool = False,
+        regain_at: datetime | None = None,
+        credential: bool = False,
+        limited: bool = False,
     ) -> None:
         self.status = status
         self.retry_after = retry_after
         self.envelope = envelope
         self.blames_content = blames_content
+        self.names_request = names_request
+        self.spent = spent
+        self.regain_at = regain_at
+        self.credential = credential
+        self.limited = limited
         super().__init__(message)
+
+    @property
+    def brief(self) -> str:
+        """What went wrong without the API's words, which may quote a prompt: for logs."""
+        return str(self) if self.status is None else f"the API answered {self.status}"
 
 
 class CreateRefusedError(CreateError):

@@ -10,11 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
 
-    from llmrouter.domain.batches import Answer, Batch, ProviderBatch, ResultLine, Settled
+    from llmrouter.domain.batches import (
+        Answer,
+        Batch,
+        Canceled,
+        Listing,
+        ProviderBatch,
+        ResultLine,
+        Settled,
+    )
     from llmrouter.domain.packing import BatchLimits
+    from llmrouter.domain.reporting import EngineReport, EngineView
     from llmrouter.domain.requests import Accepted, Lane, Outcome, QueuedRequest, RequestView, Waiting
 
 __all__ = ["BatchApi", "BatchBody", "Clock", "Lease", "Store"]
@@ -24,7 +33,11 @@ class Clock(Protocol):
     """Where the time comes from."""
 
     def now(self) -> datetime:
-        """The present instant, aware, UTC."""
+        """The present instant, aware, UTC. It may jump: somebody sets the machine's clock."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since some moment in the past. Never jumps; means nothing in another process."""
         ...
 
 
@@ -116,8 +129,56 @@ class Store(Protocol):
         """
         ...
 
-    def cancel(self, request_id: str, now: datetime) -> bool:
-        """Settles a QUEUED request as canceled. False, and no change, in any other state."""
+    def find_keys(self, pattern: str) -> Iterator[str]:
+        """Ids of the unsettled requests whose idempotency key matches a shell pattern (`fnmatchcase`).
+
+        Reads the keys of the whole backlog: for people, not for loops.
+        """
+        ...
+
+    def find_batch(self, batch_id: str) -> Batch | None:
+        """A batch by our id or the API's, open or not, until it is pruned."""
+        ...
+
+    def cancel(self, request_ids: Collection[str], now: datetime, *, in_batches: bool) -> Canceled:
+        """Settles those that are QUEUED as canceled, all in one transaction.
+
+        Args:
+            request_ids: Which; unknown ones are left out.
+            now: When they are settled.
+            in_batches: What to do with CLAIMED ones. False: nothing. True: mark them as given up:
+                what would queue such a request again (a `settle` with ``retry``, a `release`)
+                settles it as canceled instead; an answer that comes first stays its outcome. A
+                batch in which every unsettled request is given up gets ``cancel_wanted``.
+        """
+        ...
+
+    def deliver(self, request_ids: Collection[str]) -> None:
+        """Notes that the outcomes of these settled requests have reached somebody who waited.
+
+        `prune` keeps the others, but for those that their owner canceled: they have no answer that
+        could be picked up. Not synced; ids of other requests are ignored.
+        """
+        ...
+
+    def pause(self, latency: str, now: datetime) -> None:
+        """Notes that a latency class is not to be flushed; whoever works on the store obeys."""
+        ...
+
+    def resume(self, latency: str) -> bool:
+        """Takes that back. False when it was not paused."""
+        ...
+
+    def paused(self) -> Mapping[str, datetime]:
+        """The classes that are paused, and since when."""
+        ...
+
+    def engine(self) -> EngineView | None:
+        """Who works on the store, and what it last said; None when nobody does.
+
+        That is when nobody holds the lease, or its holder is known to be dead. A holder that is
+        silent for longer than its lease is still named: see `EngineView.until`.
+        """
         ...
 
     def request_flush(self) -> None:
@@ -137,13 +198,25 @@ class Store(Protocol):
     def acquire_lease(self, holder: str, now: datetime, length: timedelta) -> Lease | None:
         """Takes the lease for ``length`` if it is free, has run out, or its holder is dead.
 
-        A holder that asks again before it ran out gets the same lease, prolonged. None when
-        another live holder has it.
+        A holder that asks again gets the same lease, prolonged, as long as nobody else has taken it.
+        None when another live holder has it. One that would last longer than ``length`` from now
+        has run out too: the clock was set back since.
         """
         ...
 
     def release_lease(self, lease: Lease) -> None:
-        """Gives the lease back, so that another process can take it at once. A lost one is ignored."""
+        """Gives the lease back, so that another process can take it at once. A lost one is ignored.
+
+        It is lost from then on: what still carries it is refused.
+        """
+        ...
+
+    def check_lease(self, lease: Lease) -> None:
+        """Raises `LeaseLostError` when the lease is lost. A read; waits for nobody."""
+        ...
+
+    def report(self, lease: Lease, report: EngineReport) -> None:
+        """Leaves word for `engine`. Not synced."""
         ...
 
     def take_flush_request(self, lease: Lease) -> bool:
@@ -169,20 +242,39 @@ class Store(Protocol):
     def update_batch(self, lease: Lease, batch: Batch) -> None:
         """Records what has become of an open batch: its state and what the API said of it.
 
-        The new state is an open one; `release` and `finish` are the ways out.
+        The new state is an open one; `release` and `finish` are the ways out. A batch that is
+        IN_FLIGHT stays so: a record that says CLAIMED or IN_DOUBT of it changes nothing.
+        ``cancel_wanted`` is the store's own: it stays as it is stored.
         """
+        ...
+
+    def record_created(self, batch: Batch) -> bool:
+        """Records that a create was answered: the batch, now IN_FLIGHT, with what the API said of it.
+
+        Needs no lease: it is a fact, whoever works on the store now. Synced. False, and no change,
+        when the batch is not CLAIMED or IN_DOUBT any more: it was given up meanwhile, or another
+        found it at the API. Recorded twice, it is True again.
+        """
+        ...
+
+    def known_batches(self, provider_batch_ids: Collection[str]) -> set[str]:
+        """Those of the API's ids that belong to batches of this store, closed ones included."""
         ...
 
     def release(self, lease: Lease, batch_id: str) -> int:
         """Queues all requests of an open batch again that have not left it; the batch is RELEASED.
 
-        Their attempts do not grow: the API never had them. Answers with their number. Called
-        again, it changes nothing.
+        Not of one that is IN_FLIGHT: the API has it, so nothing changes, and the answer is 0.
+        Their attempts do not grow: the API never had them. Those that were given up are settled as
+        canceled, at the instant of the last `cancel` that gave up any of them. Answers with the
+        number of all. Called again, it changes nothing.
         """
         ...
 
     def settle(self, lease: Lease, batch_id: str, answers: Sequence[Answer], now: datetime) -> Settled:
         """Applies answers of an open batch: outcomes are written, the others are queued again.
+
+        Of requests that were given up none is queued again: they end as canceled.
 
         Each request leaves its batch once: an answer for one that has left already, or was never
         in it, changes nothing and is counted. So reading the same results twice is harmless.
@@ -206,6 +298,20 @@ class Store(Protocol):
 
         Bodies that are stored together go together, so it can be some more. A request's prompt is
         not needed once it is settled; its outcome stays.
+        """
+        ...
+
+    def prune(self, lease: Lease, before: datetime, limit: int, *, undelivered: bool) -> int:
+        """Forgets requests that were settled before an instant; answers with how many.
+
+        Their outcomes, ids and idempotency keys are gone then, and batches that ended before it and
+        have no request left. Nothing unsettled is ever touched. The caller repeats it until it is 0.
+
+        Args:
+            lease: As ever.
+            before: Of `Outcome.settled_at`.
+            limit: About how many at once. What is stored together goes together, so it can be more.
+            undelivered: Whether to forget those too whose outcome never reached anybody.
         """
         ...
 
@@ -233,7 +339,7 @@ class BatchApi(Protocol):
     def describe(self, lane: Lane, wanted: Mapping[str, datetime]) -> dict[str, ProviderBatch]:
         """What the API says of some batches, by their provider ids; those it did not name are left out.
 
-        A batch that is left out is not gone: the API can answer 404 for a fresh batch (FACTS.md).
+        A batch that is left out is not gone: the API can answer 404 for a fresh batch (docs/api.md).
 
         Args:
             lane: Where they were created.
@@ -244,8 +350,34 @@ class BatchApi(Protocol):
         """
         ...
 
-    def results(self, lane: Lane, provider_batch_id: str) -> Iterable[ResultLine]:
+    def listed(self, lane: Lane, since: datetime) -> Listing:
+        """All batches of a lane's workspace that were created at or after an instant by the API's clock.
+
+        Raises:
+            anthropic.APIError: The API could not be asked, or not for all of them.
+        """
+        ...
+
+    def cancel(self, lane: Lane, provider_batch_id: str) -> None:
+        """Asks the API to cancel a batch; one that has ended or is being canceled is left as it is.
+
+        Raises:
+            anthropic.APIError: The API could not be asked, or does not know it (yet).
+        """
+        ...
+
+    def delete(self, lane: Lane, provider_batch_id: str) -> None:
+        """Deletes an ended batch and its results at the API; one that is gone already is no error.
+
+        Raises:
+            anthropic.APIError: The API could not be asked.
+        """
+        ...
+
+    def results(self, lane: Lane, provider_batch_id: str) -> Generator[ResultLine]:
         """Reads an ended batch's results line by line, in any order, with bounded memory.
+
+        A generator: closing it ends the reading.
 
         It may end early without an error when the connection is cut: the caller checks that every
         request was answered. A last line that was cut is left out.

@@ -18,6 +18,7 @@ from conformance.scene import (
     Scene,
     again,
     answered,
+    cancel_queued,
     framed,
     posted_ids,
 )
@@ -368,7 +369,7 @@ class BodyContract:
         inside = sorted(scene.inside(batch))
         scene.settle(batch, [answered(inside[0]), again(inside[1]), answered(inside[3])])
         scene.store.release(scene.lease, batch.batch_id)
-        assert scene.store.cancel(inside[4], START)
+        assert cancel_queued(scene.store, inside[4])
         left = set(request_ids) - {inside[0], inside[3], inside[4]}
         batch = scene.claimed()
         posted = scene.posted(batch)

@@ -8,7 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from conformance.scene import LEASE_LENGTH, START, RequestIds, Scene, again, answered, drain_log
+from conformance.scene import (
+    LEASE_LENGTH,
+    START,
+    RequestIds,
+    Scene,
+    again,
+    answered,
+    cancel_queued,
+    drain_log,
+)
 from llmrouter.domain.requests import OutcomeKind, RequestState
 
 if TYPE_CHECKING:
@@ -75,7 +84,7 @@ class CrowdContract:
 
         def cancel(request_ids: list[str]) -> list[str]:
             ready.wait()
-            return [request_id for request_id in request_ids if scene.store.cancel(request_id, START)]
+            return [request_id for request_id in request_ids if cancel_queued(scene.store, request_id)]
 
         with ThreadPoolExecutor(4) as pool:
             canceling = [pool.submit(cancel, list(reversed(request_ids))) for _ in range(4)]

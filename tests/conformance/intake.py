@@ -16,6 +16,7 @@ from conformance.scene import (
     again,
     answered,
     body_of,
+    cancel_queued,
     outcome_of,
     posted_ids,
 )
@@ -86,6 +87,7 @@ class EnqueueContract:
             attempts=0,
             batch_id=None,
             key=None,
+            lane_id=LANE.lane_id,
         )
         found = store.find(keyed.request_id)
         assert found is not None
@@ -98,7 +100,7 @@ class EnqueueContract:
         scene.enqueue_alike(2)
         assert scene.store.find(request_id) is None
         assert outcome_of(scene.store, request_id) is None
-        assert scene.store.cancel(request_id, START) is False
+        assert cancel_queued(scene.store, request_id) == 0
 
     def test_neighbors_of_a_request_are_not_found(self, scene: Scene) -> None:
         """Free slots of a page that is in use are no requests."""
@@ -107,7 +109,7 @@ class EnqueueContract:
         assert scene.store.find(before) is None
         assert scene.store.find(after) is None
         assert outcome_of(scene.store, after) is None
-        assert scene.store.cancel(after, START) is False
+        assert cancel_queued(scene.store, after) == 0
 
     def test_a_key_leads_to_its_request(self, scene: Scene, look: Look) -> None:
         """`find_key` knows the keys of all requests, and no others."""
@@ -338,7 +340,7 @@ class WaitingContract:
                 for line in look().waiting()
             ]
 
-        assert scene.store.cancel(request_ids[0], START)
+        assert cancel_queued(scene.store, request_ids[0])
         assert sums() == [(5, 52 + 54 + 58 + 66 + 82, timedelta(hours=2))]
         batch = scene.claimed(max_requests=4)
         assert sums() == [(1, 82, timedelta(hours=6))]
@@ -359,7 +361,7 @@ class CancelContract:
         kept = scene.enqueue_alike(1)
         scene.enqueue(request)
         at = START + timedelta(minutes=5)
-        assert scene.store.cancel(request.request_id, at) is True
+        assert cancel_queued(scene.store, request.request_id, now=at) == 1
         store = look()
         assert outcome_of(store, request.request_id) == Outcome(
             request_id=request.request_id,
@@ -384,7 +386,7 @@ class CancelContract:
         (request_id,) = scene.enqueue_alike(1)
         _bring_to(scene, request_id, state)
         before = scene.snapshot()
-        assert look().cancel(request_id, START + timedelta(hours=1)) is False
+        assert cancel_queued(look(), request_id, now=START + timedelta(hours=1)) == 0
         assert scene.snapshot() == before
 
     def test_one_of_a_run_is_canceled(self, scene: Scene, look: Look) -> None:
@@ -392,7 +394,7 @@ class CancelContract:
         requests = [scene.request(size=60 + place) for place in range(9)]
         request_ids = scene.enqueue(*requests)
         for place in (0, 4, 5, 8):
-            assert scene.store.cancel(request_ids[place], START)
+            assert cancel_queued(scene.store, request_ids[place])
         kept = {request_ids[place]: requests[place].body for place in (1, 2, 3, 6, 7)}
         assert [line.body_bytes for line in look().waiting()] == [sum(map(len, kept.values()))]
         batch = scene.claimed()
@@ -406,7 +408,7 @@ class CancelContract:
         batch = scene.claimed()
         scene.settle(batch, [again(request_ids[0])])
         scene.store.release(scene.lease, batch.batch_id)
-        assert [scene.store.cancel(request_id, START) for request_id in request_ids] == [True, True]
+        assert [cancel_queued(scene.store, request_id) for request_id in request_ids] == [1, 1]
         assert scene.store.waiting() == []
         assert scene.claim() is None
 
@@ -417,7 +419,7 @@ def _bring_to(scene: Scene, request_id: str, state: str) -> None:
         case "queued":
             return
         case "canceled":
-            assert scene.store.cancel(request_id, START)
+            assert cancel_queued(scene.store, request_id)
         case "claimed":
             scene.claimed()
         case _:

@@ -31,6 +31,7 @@ from llmrouter.errors import KeyConflictError, LeaseLostError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from llmrouter.ports import Lease, Store
 
@@ -99,8 +100,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.now = START
         self.looks = 0
         self.swept = 0
-        self.lease = self.acquired(0)
+        self.paused: dict[str, datetime] = {}
+        self.pruned: set[str] = set()
+        self.claims = 0
         self.late: list[tuple[int, Lease]] = []
+        self.lease = self.acquired(0)
         self.cursor = self.log_start = self.stores[0].outcome_cursor()
         self.read = 0
 
@@ -137,11 +141,68 @@ class StoreMachine(RuleBasedStateMachine):
         assert all(self.stores[at].find(request.request_id) is None for request in requests)
 
     @precondition(lambda self: self.model.held)
+    @rule(at=PROCESSES, data=st.data(), in_batches=st.booleans())
+    def cancel(self, at: int, data: st.DataObject, in_batches: bool) -> None:
+        """In any state, one or many at once."""
+        drawn = data.draw(st.lists(st.sampled_from([*self.known_ids(), NOBODY]), min_size=1, max_size=6))
+        canceled = self.stores[at].cancel(drawn, self.now, in_batches=in_batches)
+        assert canceled == self.model.cancel(drawn, self.now, in_batches=in_batches)
+
+    @precondition(lambda self: self.model.log)
     @rule(at=PROCESSES, data=st.data())
-    def cancel(self, at: int, data: st.DataObject) -> None:
-        """In any state."""
-        request_id = data.draw(st.sampled_from(sorted(self.model.held)))
-        assert self.stores[at].cancel(request_id, self.now) is self.model.cancel(request_id, self.now)
+    def deliver(self, at: int, data: st.DataObject) -> None:
+        """What has an outcome, and what has none yet."""
+        ended = [outcome.request_id for outcome in self.model.log]
+        mostly = st.sampled_from(ended * 3 + self.known_ids())
+        drawn = ended if data.draw(st.booleans()) else data.draw(st.lists(mostly, max_size=6))
+        self.stores[at].deliver(drawn)
+        self.model.deliver(drawn)
+
+    @precondition(lambda self: self.model.log)
+    @rule(undelivered=st.booleans(), limit=st.sampled_from([1, 3, 1000]), ago=st.sampled_from([0, 1]))
+    def prune(self, undelivered: bool, limit: int, ago: int) -> None:
+        """Only what may go, and all of it when nothing is in the way; the rest is as it was."""
+        before = self.now + timedelta(seconds=1) - ago * LEASE_LENGTH
+        may_go = {
+            request_id
+            for request_id, held in self.model.held.items()
+            if held.may_go(before, undelivered=undelivered)
+        }
+        count = 0
+        while gone := self.engine.prune(self.lease, before, limit, undelivered=undelivered):
+            count += gone
+        lost = {request_id for request_id in self.model.held if self.engine.find(request_id) is None}
+        assert lost <= may_go
+        assert len(lost) == count
+        if may_go == {outcome.request_id for outcome in self.model.log}:
+            assert lost == may_go
+        self.pruned |= lost
+        self.read -= len([outcome for outcome in self.model.log[: self.read] if outcome.request_id in lost])
+        self.model.forget(lost, before)
+
+    @precondition(lambda self: self.model.batches)
+    @rule(at=PROCESSES, data=st.data())
+    def record_created(self, at: int, data: st.DataObject) -> None:
+        """By any process, of any batch it has heard of: the answer came late."""
+        known = self.drawn_batch(data)
+        said = self.in_flight(known.batch)
+        taken = known.batch.state is not BatchState.RELEASED and (
+            known.batch.state in (BatchState.CLAIMED, BatchState.IN_DOUBT)
+            or known.batch.provider_batch_id == said.provider_batch_id
+        )
+        assert self.stores[at].record_created(said) is taken
+        if known.batch.state in (BatchState.CLAIMED, BatchState.IN_DOUBT):
+            known.batch = replace(said, cancel_wanted=known.batch.cancel_wanted)
+
+    @rule(at=PROCESSES, latency=st.sampled_from(["hourly", "daily"]), on=st.booleans())
+    def pause(self, at: int, latency: str, on: bool) -> None:
+        """Or resume; every process sees it."""
+        if on:
+            self.stores[at].pause(latency, self.now)
+            self.paused.setdefault(latency, self.now)
+        else:
+            assert self.stores[at].resume(latency) is (self.paused.pop(latency, None) is not None)
+        assert dict(self.look().paused()) == self.paused
 
     @precondition(lambda self: self.model.waiting())
     @rule(data=st.data(), limits=LIMITS, ends=st.none() | ENDS)
@@ -150,7 +211,8 @@ class StoreMachine(RuleBasedStateMachine):
         waiting = self.model.waiting()
         names = {f"{latency} of {lane.lane_id}": (lane, latency) for lane, latency in waiting}
         lane, latency = names[data.draw(st.sampled_from(sorted(names)))]
-        number = len(self.model.batches) + 1
+        self.claims += 1
+        number = self.claims
         batch = self.engine.claim(
             self.lease,
             waiting[lane, latency],
@@ -187,7 +249,7 @@ class StoreMachine(RuleBasedStateMachine):
     def settle(self, data: st.DataObject) -> None:
         """Some of a batch's requests, some that have left it, some that were never in it."""
         known = self.drawn_batch(data)
-        mostly = st.sampled_from(sorted(known.members) * 3 + sorted(self.model.held) + [NOBODY])
+        mostly = st.sampled_from(sorted(known.members) * 3 + self.known_ids() + [NOBODY])
         drawn = data.draw(st.lists(st.tuples(mostly, ENDS), min_size=1, max_size=8))
         answers = [
             Answer(request_id=request_id, kind=kind, raw=f"{kind} {place}\n".encode(), retry=retry)
@@ -209,7 +271,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.batches)
     @rule(data=st.data(), what=st.sampled_from(["release", "finish", "in doubt", "in flight"]))
-    def report(self, data: st.DataObject, what: str) -> None:
+    def hear(self, data: st.DataObject, what: str) -> None:
         """News of a batch. Of one that is closed there is none, and only an empty one can be finished."""
         known = self.drawn_batch(data)
         if what == "release":
@@ -224,7 +286,7 @@ class StoreMachine(RuleBasedStateMachine):
     def sweep(self, limit: int) -> None:
         """No more bodies than there are settled requests; claims show that the others are there."""
         self.swept += self.engine.sweep(self.lease, limit)
-        assert self.swept <= len(self.model.log)
+        assert self.swept <= len(self.model.log) + len(self.pruned)
 
     @rule(what=st.sampled_from(["flush", "prolong", "take over", "give back", "give up"]))
     def move_on(self, what: str) -> None:
@@ -243,6 +305,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.hand_over(1 - at)
         else:
             self.engine.release_lease(self.lease)
+            assert self.look().engine() is None
             self.hand_over(at if what == "give back" else 1 - at)
 
     @precondition(lambda self: self.late and self.model.batches)
@@ -287,7 +350,7 @@ class StoreMachine(RuleBasedStateMachine):
         """In the log, in the order of settling, and by request."""
         store = self.look()
         assert drain_log(store, self.log_start) == self.model.log
-        outcomes = list(store.outcomes(self.model.held))
+        outcomes = list(store.outcomes(self.known_ids()))
         assert len(outcomes) == len(self.model.log)
         assert {outcome.request_id: outcome for outcome in outcomes} == {
             outcome.request_id: outcome for outcome in self.model.log
@@ -316,6 +379,19 @@ class StoreMachine(RuleBasedStateMachine):
         for batch_id, known in self.model.batches.items():
             assert sorted(store.unsettled(batch_id)) == sorted(known.inside)
 
+    @invariant()
+    def batches_are_known_until_they_are_pruned(self) -> None:
+        """By both ids, open or closed."""
+        store = self.look()
+        by_name = {f"batch-{number}": None for number in range(1, self.claims + 1)} | {
+            batch_id: known.batch for batch_id, known in self.model.batches.items()
+        }
+        names = {known.batch.provider_batch_id: known.batch for known in self.model.batches.values()}
+        names.pop(None, None)
+        assert {name: store.find_batch(name) for name in [*by_name, *names]} == by_name | names
+        asked = [f"msg{name}" for name in by_name]
+        assert store.known_batches(asked) == set(names)
+
     def look(self) -> Store:
         """The store as seen by both processes in turns."""
         self.looks += 1
@@ -328,12 +404,15 @@ class StoreMachine(RuleBasedStateMachine):
         return lease
 
     def hand_over(self, at: int) -> None:
-        """Lets a process take the lease. A holder that was never followed may get the one it had."""
+        """Lets a process take the lease. A holder that closed and asks again gets the one it had."""
         was, self.lease = self.lease, self.acquired(at)
         if was.holder != self.lease.holder:
             assert self.lease.fence > was.fence
         if was.fence != self.lease.fence:
             self.late.append((HOLDERS.index(was.holder), was))
+        view = self.look().engine()
+        assert view is not None
+        assert (view.holder, view.until) == (self.lease.holder, self.now + LEASE_LENGTH)
 
     def request_of(self, ask: Ask, key: str | None, new_id: RequestIds) -> QueuedRequest:
         """A request with a new id; those with the same key have the same body and class."""
@@ -370,12 +449,28 @@ class StoreMachine(RuleBasedStateMachine):
         """Finishes a batch or updates it."""
         if what == "finish":
             self.engine.finish(self.lease, replace(known.batch, ended_at=self.now))
+            known.batch = replace(known.batch, ended_at=self.now, state=BatchState.ENDED)
             known.closed = True
             return
-        state = BatchState.IN_DOUBT if what == "in doubt" else BatchState.IN_FLIGHT
-        batch = replace(known.batch, state=state, provider_batch_id=f"msgbatch_{state}", created_at=self.now)
-        self.engine.update_batch(self.lease, batch)
-        known.batch = batch
+        doubted = replace(known.batch, state=BatchState.IN_DOUBT, in_doubt_at=self.now, candidates=("x", "y"))
+        batch = doubted if what == "in doubt" else self.in_flight(known.batch)
+        self.engine.update_batch(self.lease, replace(batch, cancel_wanted=False))
+        if what == "in flight" or known.batch.state is not BatchState.IN_FLIGHT:
+            known.batch = batch
+
+    def in_flight(self, batch: Batch) -> Batch:
+        """A batch after its create was answered."""
+        return replace(
+            batch,
+            state=BatchState.IN_FLIGHT,
+            provider_batch_id=f"msg{batch.batch_id}",
+            created_at=batch.created_at or self.now,
+            candidates=(),
+        )
+
+    def known_ids(self) -> list[str]:
+        """Ids of requests that are there, and of some that were pruned."""
+        return sorted(self.model.held) + sorted(self.pruned)[:5]
 
     def end(self, known: HeldBatch, kind: OutcomeKind, retry: bool) -> None:
         """Settles what is in a batch, all alike, and finishes it."""
@@ -386,6 +481,7 @@ class StoreMachine(RuleBasedStateMachine):
         settled = self.engine.settle(self.lease, known.batch.batch_id, answers, self.now)
         assert settled == self.model.settle(known, answers, self.now)
         self.engine.finish(self.lease, known.batch)
+        known.batch = replace(known.batch, state=BatchState.ENDED)
         known.closed = True
 
     def check_body(self, batch: Batch, inside: set[str]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from llmrouter.domain.batches import Settled, wire_bytes
+from llmrouter.domain.batches import BatchState, Canceled, Settled, wire_bytes
 from llmrouter.domain.requests import Accepted, Outcome, OutcomeKind, RequestState, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from llmrouter.domain.batches import Answer, Batch
@@ -26,6 +26,8 @@ class Held:
     attempts: int = 0
     batch_id: str | None = None
     outcome: Outcome | None = None
+    given_up: bool = False
+    delivered: bool = False
 
     @property
     def line(self) -> tuple[Lane, str]:
@@ -36,6 +38,11 @@ class Held:
         """Back into the queue."""
         self.state, self.batch_id = RequestState.QUEUED, None
         self.attempts += attempts
+
+    def may_go(self, before: datetime, *, undelivered: bool) -> bool:
+        """Whether a prune may forget it."""
+        told = self.delivered or undelivered or (self.outcome is not None and self.outcome.withdrawn)
+        return self.outcome is not None and self.outcome.settled_at < before and told
 
     def end(self, kind: OutcomeKind, raw: bytes, now: datetime, *, batches: int) -> Outcome:
         """Settles it."""
@@ -62,7 +69,13 @@ class HeldBatch:
     batch: Batch
     members: frozenset[str]
     inside: set[str]
+    given_up_at: datetime | None = None
     closed: bool = False
+
+    def may_go(self, before: datetime) -> bool:
+        """Whether a prune may forget it, when it has no request left."""
+        ended_at = self.batch.ended_at or self.batch.created_at or self.batch.claimed_at
+        return self.closed and ended_at < before
 
 
 @dataclass
@@ -94,13 +107,35 @@ class Model:
             for first, request in zip(answering, requests, strict=True)
         ]
 
-    def cancel(self, request_id: str, now: datetime) -> bool:
-        """Settles what is queued."""
-        held = self.held[request_id]
-        if held.state is not RequestState.QUEUED:
-            return False
-        self.log.append(held.end(OutcomeKind.CANCELED, b"", now, batches=held.attempts))
-        return True
+    def cancel(self, request_ids: Iterable[str], now: datetime, *, in_batches: bool) -> Canceled:
+        """Settles what is queued, and gives up what is claimed."""
+        found = [self.held[one] for one in sorted(set(request_ids)) if one in self.held]
+        queued = [held for held in found if held.state is RequestState.QUEUED]
+        claimed = [held for held in found if held.state is RequestState.CLAIMED and in_batches]
+        settled = [held for held in found if held.state is RequestState.SETTLED]
+        for held in queued:
+            self.log.append(held.end(OutcomeKind.CANCELED, b"", now, batches=held.attempts))
+        for held in claimed:
+            held.given_up = True
+        for known in (self.batches[held.batch_id] for held in claimed if held.batch_id):
+            known.given_up_at = now
+            if all(self.held[one].given_up for one in known.inside):
+                known.batch = replace(known.batch, cancel_wanted=True)
+        return Canceled(canceled=len(queued), asked=len(claimed), settled=len(settled))
+
+    def deliver(self, request_ids: Iterable[str]) -> None:
+        """Notes what somebody was told."""
+        for held in (self.held[one] for one in request_ids if one in self.held):
+            held.delivered = held.delivered or held.outcome is not None
+
+    def forget(self, gone: set[str], before: datetime) -> None:
+        """Takes over what the store has pruned."""
+        self.held = {one: held for one, held in self.held.items() if one not in gone}
+        self.log = [outcome for outcome in self.log if outcome.request_id not in gone]
+        over = [known for known in self.batches.values() if known.may_go(before)]
+        for known in over:
+            if known.members.isdisjoint(self.held):
+                del self.batches[known.batch.batch_id]
 
     def queue(self, lane: Lane, latency: str) -> list[Held]:
         """What waits in one line."""
@@ -136,20 +171,29 @@ class Model:
             else:
                 known.inside.discard(answer.request_id)
                 held = self.held[answer.request_id]
-                retried += answer.retry
-                outcomes += not answer.retry
-                if answer.retry:
+                retried += answer.retry and not held.given_up
+                outcomes += not answer.retry or held.given_up
+                if answer.retry and not held.given_up:
                     held.requeue(attempts=1)
                 else:
-                    self.log.append(held.end(answer.kind, answer.raw, now, batches=held.attempts + 1))
+                    kind, raw = (OutcomeKind.CANCELED, b"") if answer.retry else (answer.kind, answer.raw)
+                    self.log.append(held.end(kind, raw, now, batches=held.attempts + 1))
         return Settled(outcomes=outcomes, retried=retried, repeated=repeated, unknown=unknown)
 
     def release(self, known: HeldBatch) -> int:
-        """Closes a batch, and queues what is in it."""
+        """Closes a batch that the API never had, and queues what is in it."""
+        if known.closed or known.batch.state is BatchState.IN_FLIGHT:
+            return 0
         released = len(known.inside)
-        for request_id in known.inside:
-            self.held[request_id].requeue()
+        for held in (self.held[one] for one in sorted(known.inside)):
+            if held.given_up and known.given_up_at is not None:
+                held.batch_id = None
+                at = known.given_up_at
+                self.log.append(held.end(OutcomeKind.CANCELED, b"", at, batches=held.attempts))
+            else:
+                held.requeue()
         known.inside, known.closed = set(), True
+        known.batch = replace(known.batch, state=BatchState.RELEASED)
         return released
 
     def _line(self, lane: Lane, latency: str) -> Waiting:

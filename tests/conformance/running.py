@@ -16,12 +16,14 @@ from conformance.scene import (
     Scene,
     again,
     answered,
+    cancel_queued,
     drain_log,
     framed,
     stale_waiting,
 )
 from llmrouter.domain.batches import BatchState
 from llmrouter.domain.packing import BatchLimits
+from llmrouter.domain.reporting import EngineReport
 from llmrouter.domain.requests import RequestState
 from llmrouter.errors import LeaseLostError
 
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     Look = Work = Callable[[], Store]
 
 LATE_CALLS: dict[str, Callable[[Store, Lease, Batch, list[str]], object]] = {
+    "check_lease": lambda store, lease, *_: store.check_lease(lease),
+    "report": lambda store, lease, *_: store.report(lease, EngineReport(at=START)),
+    "prune": lambda store, lease, *_: store.prune(lease, START + MOMENT, 10, undelivered=True),
     "take_flush_request": lambda store, lease, *_: store.take_flush_request(lease),
     "claim": lambda store, lease, *_: store.claim(
         lease, stale_waiting(LANE, "daily"), BatchLimits(), batch_id="late", nonce="9999999999", now=START
@@ -247,7 +252,7 @@ class SweepContract:
         request_ids = scene.enqueue_alike(5)
         request_ids += scene.enqueue(*(scene.request(due=timedelta(hours=1)) for _ in range(3)))
         canceled = request_ids.pop(0)
-        assert scene.store.cancel(canceled, START)
+        assert cancel_queued(scene.store, canceled)
         scene.settle_all(scene.claimed())
         swept = []
         while not swept or swept[-1]:
@@ -332,7 +337,7 @@ class CloseContract:
         released, batch = scene.claimed(max_requests=2), scene.claimed(max_requests=4)
         scene.store.release(scene.lease, released.batch_id)
         scene.settle(batch, [answered(ids[2]), again(ids[3])])
-        scene.store.cancel(ids[7], START)
+        cancel_queued(scene.store, ids[7])
         scene.store.update_batch(scene.lease, replace(batch, state=BatchState.IN_DOUBT))
         scene.store.request_flush()
         scene.store.sweep(scene.lease, 1)

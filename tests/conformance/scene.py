@@ -117,13 +117,19 @@ def outcome_of(store: Store, request_id: str) -> Outcome | None:
     return found[0] if found else None
 
 
+def cancel_queued(store: Store, *request_ids: str, now: datetime = START) -> int:
+    """Cancels those that wait; how many did."""
+    return store.cancel(request_ids, now, in_batches=False).canceled
+
+
 def drain_log(store: Store, cursor: int) -> list[Outcome]:
     """Everything in the log from a cursor on, chunk after chunk."""
     outcomes: list[Outcome] = []
     while True:
         chunk, following = store.outcomes_since(cursor)
         if not chunk:
-            assert following == cursor
+            assert following == store.outcome_cursor()
+            assert store.outcomes_since(following) == ([], following)
             return outcomes
         assert following > cursor
         outcomes += chunk

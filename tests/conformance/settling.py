@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conformance.scene import START, Scene, again, answered, drain_log, outcome_of
+from conformance.scene import START, Scene, again, answered, cancel_queued, drain_log, outcome_of
 from llmrouter.domain.batches import BatchState
 from llmrouter.domain.requests import Outcome, OutcomeKind, RequestState
 from llmrouter.errors import StoreError
@@ -172,7 +172,7 @@ class OutcomesContract:
         ids = scene.enqueue(*(scene.request(due=timedelta(hours=hour)) for hour in range(1, 7)))
         batch = scene.claimed(max_requests=4)
         scene.settle(batch, [answered(ids[2]), again(ids[0]), answered(ids[1])])
-        scene.store.cancel(ids[4], START)
+        cancel_queued(scene.store, ids[4])
         asked = [*ids, scene.new_id(), "req_zzzzzzzzzzzzzzzzzzzz000", "no-request", ""]
         outcomes = list(look().outcomes(asked))
         assert {outcome.request_id for outcome in outcomes} == {ids[1], ids[2], ids[4]}
@@ -317,9 +317,9 @@ class LogContract:
         ids = scene.enqueue(*(scene.request(due=timedelta(hours=hour)) for hour in range(1, 8)))
         batch = scene.claimed(max_requests=6)
         scene.settle(batch, [answered(ids[3]), again(ids[0]), answered(ids[1])])
-        scene.store.cancel(ids[6], START)
+        cancel_queued(scene.store, ids[6])
         scene.settle(batch, [answered(ids[2]), answered(ids[3]), answered(ids[5])])
-        scene.store.cancel(ids[0], START)
+        cancel_queued(scene.store, ids[0])
         store = look()
         log = drain_log(store, scene.log_start)
         assert [outcome.request_id for outcome in log] == [ids[place] for place in (3, 1, 6, 2, 5, 0)]
@@ -352,7 +352,7 @@ class LogContract:
         chunk, cursor = other.outcomes_since(scene.log_start)
         assert {outcome.request_id for outcome in chunk} == set(first)
         (queued,) = scene.enqueue_alike(1)
-        other.cancel(queued, START)
+        cancel_queued(other, queued)
         assert [outcome.request_id for outcome in drain_log(scene.store, cursor)] == [queued]
         assert other.outcome_cursor() == scene.store.outcome_cursor()
 

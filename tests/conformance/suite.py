@@ -6,9 +6,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from conformance.canceling import (
+    DeliverContract,
+    FindKeysContract,
+    GiveUpContract,
+    MassCancelContract,
+    PauseContract,
+)
 from conformance.claiming import BodyContract, ClaimContract
 from conformance.crowd import CrowdContract
 from conformance.intake import CancelContract, EnqueueContract, KeyContract, WaitingContract
+from conformance.pruning import PruneContract, PrunedBatchContract
+from conformance.recording import CreatedContract, FindBatchContract, InFlightContract
+from conformance.reporting import EngineContract
 from conformance.running import CloseContract, FlushRequestContract, LeaseContract, SweepContract
 from conformance.scene import Scene
 from conformance.settling import BatchContract, LogContract, OutcomesContract, SettleContract
@@ -26,15 +36,26 @@ class StoreConformance(
     KeyContract,
     WaitingContract,
     CancelContract,
+    MassCancelContract,
+    GiveUpContract,
+    DeliverContract,
+    FindKeysContract,
+    PauseContract,
     ClaimContract,
     BodyContract,
     SettleContract,
     OutcomesContract,
     BatchContract,
+    CreatedContract,
+    InFlightContract,
+    FindBatchContract,
     LogContract,
     LeaseContract,
+    EngineContract,
     FlushRequestContract,
     SweepContract,
+    PruneContract,
+    PrunedBatchContract,
     CloseContract,
     CrowdContract,
 ):

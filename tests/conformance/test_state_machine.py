@@ -9,7 +9,7 @@ from conformance.machine import StoreMachine
 from llmrouter.stores.disk import DiskStore
 from llmrouter.stores.memory import MemoryStore
 
-SETTINGS = settings(max_examples=60, stateful_step_count=30, deadline=None)
+SETTINGS = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
 def test_the_memory_store_does_what_the_model_does() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from llmrouter.domain.requests import Accepted, QueuedRequest
 
@@ -63,3 +65,37 @@ class FailingStore(MemoryStore):
             if waiting:
                 raise waiting.pop(0)
         return super().__getattribute__(name)
+
+
+class StoreFiles:
+    """The files of a disk store that no process has open, for a test to damage."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = folder / "cache.db"
+
+    def checkpoint(self) -> None:
+        """Brings everything into the one file."""
+        with closing(sqlite3.connect(self.database)) as connection:
+            assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+
+    def pages(self, name: str) -> list[int]:
+        """The pages of a table or an index that hold rows."""
+        with closing(sqlite3.connect(self.database)) as connection:
+            select = "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY pageno"
+            try:
+                return [page for (page,) in connection.execute(select, (name,))]
+            except sqlite3.OperationalError:  # An SQLite without that table: the root is enough.
+                select = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+                return [page for (page,) in connection.execute(select, (name,))]
+
+    def overwrite(self, page: int, content: bytes) -> None:
+        """Writes over the beginning of a page."""
+        with self.database.open("r+b") as file:
+            file.seek((page - 1) * 4096)
+            file.write(content)
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """All rows in the order of insertion."""
+        with closing(sqlite3.connect(self.database)) as connection:
+            return connection.execute("SELECT * FROM Cache NOT INDEXED ORDER BY rowid").fetchall()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 API_MAX_REQUESTS = 100_000
 API_MAX_BYTES = 256_000_000
-"""The API's limits for one batch, decimal (FACTS.md)."""
+"""The API's limits for one batch, decimal (docs/api.md)."""
 
 NONCE_CHARS = 10
 _CUSTOM_ID_CHARS = 27 + 1 + NONCE_CHARS
@@ -34,11 +35,17 @@ class BatchState(enum.StrEnum):
     ENDED = "ended"
     """Every request of it is settled or queued again."""
     RELEASED = "released"
-    """The API refused it; its requests are queued again."""
+    """It does not exist at the API; its requests are queued again."""
 
 
 PASSING_ERRORS = frozenset({"api_error", "overloaded_error", "rate_limit_error", "timeout_error"})
 """Error types that say nothing about the request: the same one may succeed in the next batch."""
+
+RESULTS_KEPT = timedelta(days=29)
+"""How long after a batch was created the API keeps its results (docs/api.md)."""
+
+UNCOLLECTED_ALARM = timedelta(days=20)
+"""From this age on a batch whose results were not collected is an alarm: they will soon be gone."""
 
 OPEN_STATES = frozenset({BatchState.CLAIMED, BatchState.IN_DOUBT, BatchState.IN_FLIGHT})
 
@@ -67,6 +74,14 @@ class Batch:
     ended_at: datetime | None = None
     attempts: Mapping[str, int] = field(default_factory=dict)
     """Earlier attempts of its requests, those above none."""
+    in_doubt_at: datetime | None = None
+    """When it was found to be in doubt; None for one that never was."""
+    candidates: tuple[str, ...] = ()
+    """While in doubt: the API's batches that may be it, by their ids. Their results will tell."""
+    cancel_wanted: bool = False
+    """Whether every request that is still in it was given up by its owner."""
+    cancel_asked_at: datetime | None = None
+    """When the API was asked to cancel it."""
 
 
 class ProcessingStatus(enum.StrEnum):
@@ -87,6 +102,15 @@ class ProviderBatch:
     expires_at: datetime
     ended_at: datetime | None
     request_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The batches of a workspace, as the API listed them."""
+
+    batches: tuple[ProviderBatch, ...]
+    listed_at: datetime | None
+    """When, by the API's clock; None when it did not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +152,23 @@ class Settled:
     """Answers of requests that were never in this batch."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canceled:
+    """What a cancel did, in numbers of requests."""
+
+    canceled: int
+    """Were queued: settled as canceled."""
+    asked: int
+    """Are in a batch: canceled unless the API answers them first."""
+    settled: int
+    """Had their outcome already: nothing was changed."""
+
+
+def is_overdue(batch: Batch, now: datetime) -> bool:
+    """Whether a batch should have been collected long ago."""
+    return batch.created_at is not None and now - batch.created_at >= UNCOLLECTED_ALARM
+
+
 def custom_id(request_id: str, nonce: str) -> str:
     """What a request is called in a batch: at most 64 of ``[a-zA-Z0-9_-]`` (the API's rule)."""
     return f"{request_id}-{nonce}"
@@ -137,6 +178,11 @@ def request_id_of(custom_id: str, nonce: str) -> str | None:
     """The request behind a custom_id, or None when it does not carry this batch's nonce."""
     request_id, _, suffix = custom_id.rpartition("-")
     return request_id if suffix == nonce and request_id else None
+
+
+def nonce_of(custom_id: str) -> str:
+    """The nonce at the end of a custom_id."""
+    return custom_id.rpartition("-")[2]
 
 
 def wire_bytes(request_count: int, body_bytes: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
 PAGE_SLOTS = 1000
 """How many request ids share a page: the unit in which ids are handed out and states are kept."""
@@ -103,6 +103,10 @@ class RequestView:
     batch_id: str | None
     """The batch it is claimed into; None in any other state."""
     key: str | None
+    lane_id: str | None = None
+    """The lane that it waits or flies in; None when it is settled."""
+    given_up: bool = False
+    """Whether its owner does not want it any more, though it is in a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +127,11 @@ class Outcome:
     raw: bytes = field(repr=False)
     """The result line as the API gave it (JSON, ``{"custom_id", "result"}``); empty when it gave none."""
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether its owner took it back before there was an answer: there is nothing to pick up."""
+        return self.kind is OutcomeKind.CANCELED and not self.raw
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
@@ -133,6 +142,8 @@ class Waiting:
     request_count: int
     body_bytes: int
     earliest_deadline_at: datetime
+    window: timedelta | None = None
+    """Of the request with that deadline: from its acceptance to its deadline. None: that of its class."""
 
 
 def format_request_id(page: str, slot: int) -> str:

@@ -10,98 +10,31 @@ from __future__ import annotations
 import secrets
 import sys
 from bisect import bisect_right
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from llmrouter.domain.packing import BatchLimits, Run, pack
-from llmrouter.domain.requests import PAGE_SLOTS, Waiting
+from llmrouter.domain.requests import Waiting
+from llmrouter.stores import _faults as faults
 from llmrouter.stores._layout import (
-    CLAIMED,
-    DEADLINE_OF_KEY,
     PAGE_OF_KEY,
-    QUEUED,
-    SETTLED,
     START_OF_KEY,
-    Segment,
     from_us,
     read_segment_key,
-    segment_keys,
-    segment_sizes,
+    slots_by_page,
 )
+from llmrouter.stores._pieces import Piece, Pile, read_entry, runs_of, segment_of, whole
+from llmrouter.stores._table import CLAIMED, QUEUED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from llmrouter.domain.requests import Group
-    from llmrouter.stores._layout import Ranges, Table
-    from llmrouter.stores._rows import Rows
-
-segment_of = lru_cache(maxsize=4096)(read_segment_key)
-
-
-class Piece(NamedTuple):
-    """Neighbouring requests of one segment: all of them, or some. Slim: a batch may have 100,000."""
-
-    key: str
-    """The segment's."""
-    page: str
-    start: int
-    stop: int
-    """The slot after its last one."""
-    body_bytes: int
-
-    @property
-    def segment(self) -> Segment:
-        """Where its bodies are."""
-        return segment_of(self.key)
-
-    def entry(self) -> str:
-        """A text that takes little memory: for a whole segment its key, which is there already."""
-        segment = self.segment
-        whole = self.start == segment.start and self.stop == segment.stop
-        return self.key if whole else f"{self.key}|{self.start}|{self.stop}|{self.body_bytes}"
-
-
-def read_entry(entry: str) -> Piece:
-    """The piece of an entry."""
-    key, _, part = entry.partition("|")
-    page = sys.intern(key[PAGE_OF_KEY])
-    if part:
-        start, stop, body_bytes = map(int, part.split("|"))
-        return Piece(key, page, start, stop, body_bytes)
-    start = int(key[START_OF_KEY])
-    _, count, size, _, _ = key.rsplit("-", 4)
-    return Piece(key, page, start, start + int(count), int(size))
-
-
-def _order(entry: str) -> tuple[str, str]:
-    """By deadline, then by age."""
-    return entry[DEADLINE_OF_KEY], entry
-
-
-@dataclass(slots=True)
-class _Pile:
-    """The waiting pieces of one lane and class."""
-
-    entries: list[str] = field(default_factory=list)
-    request_count: int = 0
-    body_bytes: int = 0
-    in_order: bool = True
-
-    def add(self, entry: str, count: int, body_bytes: int) -> None:
-        if self.in_order and self.entries and _order(entry) < _order(self.entries[-1]):
-            self.in_order = False
-        self.entries.append(entry)
-        self.request_count += count
-        self.body_bytes += body_bytes
-
-    def sort(self) -> list[str]:
-        if not self.in_order:
-            self.entries.sort(key=_order)
-            self.in_order = True
-        return self.entries
+    from llmrouter.stores._batch_rows import Ranges
+    from llmrouter.stores._layout import Segment
+    from llmrouter.stores._rows import Counters, Rows
+    from llmrouter.stores._table import Table
 
 
 class Members:
@@ -132,7 +65,7 @@ class Members:
         if not segment.keyed:
             return None
         if segment.key not in self._request_keys:
-            self._request_keys[segment.key] = segment_keys(self._rows.must_get(segment.key))
+            self._request_keys[segment.key] = self._rows.segment_keys(segment)
         return self._request_keys[segment.key][slot - segment.start]
 
     def all_keys(self) -> Iterator[str]:
@@ -153,48 +86,121 @@ class Backlog:
                 a single look, which writes nothing.
         """
         self._rows = rows
-        self._cache = cache = rows.cache
+        self._cache = rows.cache
+        self.fence = fence
         self._groups: dict[str, Group] = {}
-        self._piles: dict[tuple[str, str], _Pile] = {}
+        self._piles: dict[tuple[str, str], Pile] = {}
         self._members: dict[int, Members] = {}
         self.claimed: dict[int, list[str]] = {}
         self.sweepable: dict[str, None] = {}
+        self._own_chunks: set[int] = set()
+        self._early: dict[str, set[int]] = {}
+        self._last_sizes: tuple[str, list[int]] = ("", [])
+        self._seen = rows.counters()
         self._markers = 0
         self._prefix = f"m{fence}-{secrets.token_hex(4)}-"
         self._marker = None if fence is None else self._mark()
+        try:
+            self._build()
+        except (ValueError, IndexError) as error:
+            raise faults.damaged(self._cache.folder, error) from error
+
+    def _build(self) -> None:
         page, table = "", None
-        for key in cache.cache:
-            if key[0] == "q":
+        for key in self._cache.all_keys():
+            if key[:1] == "q":
                 if key[PAGE_OF_KEY] != page:
                     page = key[PAGE_OF_KEY]
-                    table = rows.find_table(page)
+                    table = self._rows.find_table(page)
                 if table is None:
                     self._add_whole(key)
                 else:
                     self._sort_out(key, table)
             elif key == self._marker:
                 break
-            elif key[0] == "m" and fence is not None:
+            elif key[:1] == "m" and self._marker is not None:
                 self._unmark(key)
 
     def refresh(self) -> bool:
-        """Takes in what was enqueued since the last look, which is what lies between two markers.
+        """Takes in what was enqueued since the last look, and takes out what was canceled.
 
-        False when the last marker is gone: then this index cannot be kept any more.
+        False when this index cannot be kept any more.
         """
+        counters = self._rows.counters()
+        return self._take_in() and self.take_out_canceled(counters)
+
+    def own(self, chunks: Iterable[int]) -> None:
+        """Notes chunks of the log that come from the holder's own work: this index knows already."""
+        self._own_chunks.update(chunks)
+
+    def is_behind(self, counters: Counters) -> bool:
+        """Whether something was canceled since the last look."""
+        return counters["cancels"] != self._seen["cancels"]
+
+    def take_out_canceled(self, counters: Counters) -> bool:
+        """Takes out what was canceled since the last look, by reading the log.
+
+        What was also enqueued since then is taken out as soon as it is taken in. False when a part of the
+        log was pruned.
+        """
+        if self.is_behind(counters):
+            canceled: list[str] = []
+            for number in range(self._seen["chunks"], counters["chunks"]):
+                if number not in self._own_chunks:
+                    chunk = self._rows.find_chunk(number)
+                    if chunk is None:
+                        return False
+                    canceled += chunk.request_ids()
+            for page, slots in slots_by_page(canceled).items():
+                self._early.setdefault(page, set()).update(slots)
+            self._take_out()
+        self._seen = counters
+        self._own_chunks.clear()
+        return True
+
+    def _take_out(self) -> None:
+        """Takes out what was canceled; what is not there yet is left for the next time."""
+        for pile in self._piles.values():
+            entries = []
+            for entry in pile.entries:
+                gone = self._early.get(entry[PAGE_OF_KEY])
+                if gone is None:
+                    entries.append(entry)
+                else:
+                    entries += self._rest(pile, read_entry(entry), gone)
+            pile.entries = entries
+        self._early = {page: slots for page, slots in self._early.items() if slots}
+
+    def _rest(self, pile: Pile, piece: Piece, gone: set[int]) -> list[str]:
+        """What is left of a piece of a pile."""
+        slots = [slot for slot in range(piece.start, piece.stop) if slot not in gone]
+        if len(slots) == piece.stop - piece.start:
+            return [piece.entry()]
+        gone.difference_update(range(piece.start, piece.stop))
+        self.sweepable[piece.key] = None
+        rest = [self._part(piece, start, stop) for start, stop in runs_of(slots)]
+        pile.request_count -= piece.stop - piece.start - len(slots)
+        pile.body_bytes -= piece.body_bytes - sum(part.body_bytes for part in rest)
+        return [part.entry() for part in rest]
+
+    def _take_in(self) -> bool:
+        """Takes in what was enqueued since the last look, which is what lies between two markers."""
         last = self._marker
-        if last is None or next(reversed(self._cache.cache), None) == last:
+        if last is None or next(self._cache.all_keys(newest_first=True), None) == last:
             return True
         self._marker = self._mark()
-        rows = reversed(self._cache.cache)
+        rows = self._cache.all_keys(newest_first=True)
         for key in rows:
             if key == self._marker:
                 break
         for key in rows:
             if key == last:
                 self._unmark(last)
+                if self._early:
+                    self._take_out()
+                    self._early.clear()
                 return True
-            if key[0] == "q":
+            if key[:1] == "q":
                 self._add_whole(key)
         return False
 
@@ -253,7 +259,7 @@ class Backlog:
     def members(self, number: int) -> Members:
         """The requests of an open batch."""
         if number not in self._members:
-            ranges = self._rows.batch(number)[1]
+            ranges = self._rows.batch(number).ranges
             self._members[number] = Members(self._rows, self.claimed.get(number, ()), ranges)
         return self._members[number]
 
@@ -296,7 +302,7 @@ class Backlog:
         if not any(states):
             self._add_whole(key)
             return
-        if states.count(SETTLED) == len(states):
+        if table.is_over(segment.start, segment.stop):
             self.sweepable[key] = None
             return
         queued = [slot for slot, state in enumerate(states, segment.start) if state == QUEUED]
@@ -317,9 +323,9 @@ class Backlog:
     def _add(self, piece: Piece) -> None:
         self._pile(piece.segment.group_hash).add(piece.entry(), piece.stop - piece.start, piece.body_bytes)
 
-    def _pile(self, group_hash: str) -> _Pile:
+    def _pile(self, group_hash: str) -> Pile:
         group = self.group(group_hash)
-        return self._piles.setdefault((group.lane.lane_id, group.latency), _Pile())
+        return self._piles.setdefault((group.lane.lane_id, group.latency), Pile())
 
     def _part(self, piece: Piece, start: int, stop: int) -> Piece:
         if (start, stop) == (piece.start, piece.stop):
@@ -333,21 +339,7 @@ class Backlog:
         return self._segment_sizes(piece.segment)[piece.start - first : piece.stop - first]
 
     def _segment_sizes(self, segment: Segment) -> list[int]:
-        return segment_sizes(self._rows.must_get(segment.key))
-
-
-def whole(segment: Segment) -> Piece:
-    """All requests of a segment."""
-    return Piece(segment.key, segment.page, segment.start, segment.stop, segment.body_bytes)
-
-
-def runs_of(slots: list[int]) -> Iterator[tuple[int, int]]:
-    """Sorted slots as runs ``[start, stop)`` without a gap."""
-    start = 0
-    for place in range(1, len(slots) + 1):
-        if place == len(slots) or slots[place] != slots[place - 1] + 1:
-            yield slots[start], slots[place - 1] + 1
-            start = place
-
-
-assert PAGE_SLOTS <= 1000, "a slot is written with three digits"
+        """Kept for the last one: its pieces come one after the other, and a row holds a megabyte."""
+        if self._last_sizes[0] != segment.key:
+            self._last_sizes = segment.key, self._rows.segment_sizes(segment)
+        return self._last_sizes[1]

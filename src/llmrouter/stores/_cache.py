@@ -6,120 +6,107 @@ The traps that this file closes are numbered in docs/decisions/0002-diskcache.md
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import random
 import sqlite3
 import threading
-import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import diskcache
-from diskcache.core import DBNAME, MODE_RAW
+from diskcache.core import DBNAME
 
-from llmrouter.errors import StoreBusyError, StoreError, StoreUnusableError
+from llmrouter.errors import StoreUnusableError
+from llmrouter.stores import _faults as faults
+from llmrouter.stores._diskcache import SETTINGS, BytesCache
+from llmrouter.stores._engine_lock import LOCK_NAME
+from llmrouter.stores._file_system import refuse_network
+from llmrouter.stores._patience import ATTEMPT_SECONDS, Patience, check_writable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SETTINGS: dict[str, Any] = {
-    "eviction_policy": "none",
-    "cull_limit": 0,
-    "statistics": 0,
-    "tag_index": 0,
-    "disk_min_file_size": 1 << 62,
-    "sqlite_auto_vacuum": 0,
-    "sqlite_cache_size": 2000,
-    "sqlite_journal_mode": "wal",
-    "sqlite_mmap_size": 0,
-    "sqlite_synchronous": 1,
-    "sqlite_wal_autocheckpoint": 4000,
-}
-"""Nothing is evicted; every value is inline; 8 MB of page cache for each connection.
+T = TypeVar("T")
 
-Checkpoints come every 16 MB: at SQLite's own 4 MB their syncs are a tenth of the price of an enqueue.
-"""
+log = logging.getLogger("llmrouter.stores")
 
 _MUST_HOLD = ("eviction_policy", "cull_limit")
-_ATTEMPT_SECONDS = 0.01
-_LOCK_SECONDS = 30.0
 _NORMAL, _FULL = 1, 2
-
-
-class BytesDisk(diskcache.Disk):  # type: ignore[misc]
-    """Text keys and bytes, inline, and nothing else: a planted row raises instead of running code."""
-
-    def put(self, key: object) -> tuple[str, bool]:
-        """The stored form of a key."""
-        if type(key) is not str:
-            self._refuse(f"a key of type {type(key).__name__}")
-        return key, True
-
-    def get(self, key: object, raw: object) -> str:
-        """The key of a stored row."""
-        if type(key) is not str or not raw:
-            self._refuse("a key that is not text")
-        return key
-
-    def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, None, memoryview]:  # noqa: ARG002
-        """The stored form of a value."""
-        if type(value) is not bytes or read:
-            self._refuse(f"a value of type {type(value).__name__}")
-        return 0, MODE_RAW, None, memoryview(value)
-
-    def fetch(self, mode: object, filename: object, value: object, read: bool) -> bytes:
-        """The value of a stored row."""
-        if mode != MODE_RAW or filename is not None or type(value) is not bytes or read:
-            self._refuse("a value that is not inline bytes")
-        return value
-
-    def remove(self, file_path: object) -> NoReturn:  # noqa: ARG002
-        """Never: no row of ours has a file, and diskcache would join any path it is given."""
-        self._refuse("a file name")
-
-    def filename(self, key: object = None, value: object = None) -> NoReturn:  # noqa: ARG002
-        """Never: no row of ours has a file."""
-        self._refuse("a file name")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise StoreUnusableError(
-            f"{self._directory} holds {what}: llmrouter never writes such; do not use it"
-        )
+_OPEN_TRIES = 3
 
 
 class LockedCache:
-    """A `diskcache.Cache` whose write transactions wait for each other fairly and for a bounded time."""
+    """A `BytesCache` whose transactions and reads wait for those of others a bounded time.
+
+    The threads take turns. Nobody keeps the turn while another process has the lock: then a thread would
+    wait its time after all those before it have waited theirs.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Opens or creates the cache.
 
         Raises:
+            StoreBusyError: Other processes held its lock for 30 seconds.
             StoreUnusableError: It cannot be opened, or something else has changed its settings.
         """
-        self.folder = folder
+        self.folder = folder = folder.absolute()
         self._path = str(folder / DBNAME)
         self._threads = threading.local()
         self._turn = threading.RLock()
         self._in_transaction = False
         self._interrupted = False
+        refuse_network(folder)
         try:
             _prepare(folder)
+            check_writable(folder)
             self._check_settings()
-            self.cache = self._open()
+            self.cache, self._identity = self._opened()
         except (OSError, sqlite3.Error) as error:
-            raise StoreUnusableError(f"cannot open the store in {folder}: {error}") from error
+            raise faults.unopened(folder, error) from error
 
     def get(self, key: str) -> bytes | None:
-        """The value of a key. Waits for nobody.
+        """The value of a key. Waits for no writer.
 
         Raises:
+            StoreBusyError: As `write`: the first process and the last one lock readers out for a moment.
             StoreError: It cannot be read.
         """
-        try:
-            value: bytes | None = self.cache.get(key)
-        except sqlite3.Error as error:
-            raise StoreError(f"the store in {self.folder} could not be read: {error}") from error
+        value: bytes | None = self._read(lambda: self.cache.get(key))
         return value
+
+    def all_keys(self, *, newest_first: bool = False) -> Iterator[str]:
+        """All keys in the order of insertion, or against it. Waits for no writer.
+
+        Raises:
+            StoreBusyError: As `get`.
+            StoreError: They cannot be read.
+        """
+        first, last = 1, self._read(self.cache.newest_rowid)
+        while rows := self._read(partial(self.cache.keys_within, first, last, newest_first=newest_first)):
+            yield from (key for _, key in rows)
+            if newest_first:
+                last = rows[-1][0] - 1
+            else:
+                first = rows[-1][0] + 1
+
+    def keys_between(self, first: str, end: str, *, limit: int, last_first: bool = False) -> list[str]:
+        """Keys from ``first`` up to, not including, ``end``, in their order or against it.
+
+        Reads what is committed, values excepted. Waits for no writer.
+
+        Raises:
+            StoreBusyError: As `get`.
+            StoreError: They cannot be read.
+        """
+        order = "DESC" if last_first else "ASC"
+        select = f"SELECT key FROM Cache WHERE raw = 1 AND key >= ? AND key < ? ORDER BY key {order} LIMIT ?"  # noqa: S608
+
+        def read() -> list[str]:
+            with contextlib.closing(self._reader()) as connection:
+                return [key for (key,) in connection.execute(select, (first, end, limit))]
+
+        return self._read(read)
 
     def set(self, key: str, value: bytes) -> None:
         """Writes a value, within `write`."""
@@ -132,32 +119,14 @@ class LockedCache:
             StoreBusyError: As `write`.
             StoreError: As `write`.
         """
-        with self._turn:
-            self._start_clean()
-            self._interrupted = True
-            self._set_synced(synced)
-            patience = None
-            while True:
-                try:
-                    self.cache.set(key, value)
-                    break
-                except diskcache.Timeout:
-                    patience = patience or _Patience(self.folder)
-                    patience.wait()
-                except sqlite3.Error as refused:
-                    raise self._not_written(refused) from refused
-            self._interrupted = False
-            self._check_there()
+        patience = Patience(self.folder)
+        while not self._try_alone(key, value, synced):
+            patience.wait()
 
     def delete(self, key: str) -> bool:
         """Removes a key, within `write`. True when it was there."""
         found: bool = self.cache.delete(key)
         return found
-
-    def first_with_prefix(self, prefix: str) -> str | None:
-        """The first key of the form ``prefix-<digit>…``, within `write`."""
-        key: str | None = self.cache.peek(prefix)[0]
-        return key
 
     @contextlib.contextmanager
     def write(self, *, synced: bool) -> Iterator[None]:
@@ -170,29 +139,75 @@ class LockedCache:
             StoreBusyError: Other processes held the lock for 30 seconds.
             StoreError: The disk refused the write; nothing was written.
         """
-        with self._turn:
-            if self._in_transaction:
-                yield
-                return
-            self._start_clean()
-            self._interrupted = True
-            self._set_synced(synced)
-            transaction = self._begin()
-            self._in_transaction = True
-            try:
-                yield
-            except BaseException as error:
-                self._end(transaction, error)
-                raise
-            self._end(transaction, None)
-            self._check_there()
+        patience = Patience(self.folder)
+        while True:
+            with self._turn:
+                if self._in_transaction:
+                    yield
+                    return
+                transaction = self._begun(synced)
+                if transaction is not None:
+                    self._in_transaction = True
+                    try:
+                        yield
+                    except BaseException as error:
+                        self._end(transaction, error)
+                        if isinstance(error, sqlite3.Error):
+                            raise faults.unwritten(self.folder, error) from error
+                        raise
+                    self._end(transaction, None)
+                    self._check_there()
+                    return
+            patience.wait()
 
     def close(self) -> None:
         """Closes the connection of this thread; others close theirs when they end."""
         self._disconnect()
 
-    def _open(self) -> diskcache.Cache:
-        return diskcache.Cache(str(self.folder), timeout=_ATTEMPT_SECONDS, disk=BytesDisk, **SETTINGS)
+    def _opened(self) -> tuple[BytesCache, tuple[int, int] | None]:
+        """The cache, and which file it has open."""
+        for _ in range(_OPEN_TRIES):
+            check_writable(self.folder)
+            identity = self._found()
+            cache = BytesCache(self.folder)
+            if identity == self._found():
+                return cache, identity
+            # It was replaced just now, or an overlay gave it another number at its first write.
+            cache.close()
+        raise StoreUnusableError(f"the store in {self.folder} is replaced by another again and again")
+
+    def _found(self) -> tuple[int, int] | None:
+        """Which file is where the store's should be; None without one."""
+        try:
+            status = os.stat(self._path)  # noqa: PTH116  (on the way of every enqueue, and twice as fast)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _read(self, read: Callable[[], T]) -> T:
+        try:
+            return self._patiently(read, self._reconnect)
+        except sqlite3.Error as error:
+            raise faults.unread(self.folder, error) from error
+
+    def _reconnect(self) -> None:
+        """Where diskcache was locked out when it connected, the connection lacks its settings."""
+        if not self._in_transaction:
+            self._disconnect()
+
+    def _patiently(self, read: Callable[[], T], give_way: Callable[[], None] | None = None) -> T:
+        patience = None
+        while True:
+            try:
+                return read()
+            except sqlite3.Error as error:
+                if not faults.is_busy(error):
+                    raise
+            if patience is None:
+                patience = Patience(self.folder)
+            if give_way is not None:
+                give_way()
+            patience.wait()
 
     def _disconnect(self) -> None:
         self.cache.close()
@@ -207,23 +222,47 @@ class LockedCache:
         """
         if self._interrupted:
             self._in_transaction = False
-            self.cache.close()
-            self.cache = self._open()
+            self.cache.start_over()
             self._threads = threading.local()
             self._interrupted = False
 
-    def _begin(self) -> contextlib.AbstractContextManager[None]:
-        patience = _Patience(self.folder)
-        while True:
-            transaction: contextlib.AbstractContextManager[None] = self.cache.transact(retry=False)
+    def _try_alone(self, key: str, value: bytes, synced: bool) -> bool:
+        """One attempt of `set_alone`; False when another process has the lock."""
+        with self._turn:
+            self._check_there()
+            self._start_clean()
+            self._interrupted = True
             try:
-                transaction.__enter__()
+                self._set_synced(synced)
+                self.cache.set(key, value)
             except diskcache.Timeout:
-                patience.wait()
-            except sqlite3.Error as refused:
-                raise self._not_written(refused) from refused
-            else:
-                return transaction
+                self._interrupted = False  # It did not begin.
+                return False
+            except sqlite3.Error as error:
+                if faults.is_busy(error):
+                    return False
+                raise faults.unwritten(self.folder, error) from error
+            self._interrupted = False
+            self._check_there()
+            return True
+
+    def _begun(self, synced: bool) -> contextlib.AbstractContextManager[None] | None:
+        """A transaction; None when another process has the lock."""
+        self._check_there()
+        self._start_clean()
+        self._interrupted = True
+        transaction: contextlib.AbstractContextManager[None] = self.cache.transact(retry=False)
+        try:
+            self._set_synced(synced)
+            transaction.__enter__()
+        except diskcache.Timeout:
+            self._interrupted = False  # It did not begin.
+            return None
+        except sqlite3.Error as error:
+            if faults.is_busy(error):
+                return None
+            raise faults.unwritten(self.folder, error) from error
+        return transaction
 
     def _end(self, transaction: contextlib.AbstractContextManager[None], error: BaseException | None) -> None:
         self._in_transaction = False
@@ -231,81 +270,68 @@ class LockedCache:
             transaction.__exit__(type(error) if error else None, error, None)
         except sqlite3.Error as refused:
             # A COMMIT that failed leaves the transaction open on this connection: `_start_clean` drops both.
-            raise self._not_written(refused) from refused
+            cause = error if isinstance(error, sqlite3.Error) else refused
+            raise faults.unwritten(self.folder, cause) from refused
         self._interrupted = False
 
-    def _not_written(self, refused: sqlite3.Error) -> StoreError:
-        return StoreError(f"the store in {self.folder} could not be written: {refused}")
-
     def _check_there(self) -> None:
-        """SQLite goes on writing into a file that was deleted: what it took is lost with it."""
-        if not os.path.exists(self._path):  # noqa: PTH110  (on the way of every enqueue, and three times as fast)
-            raise _deleted(self.folder)
+        """SQLite goes on writing into a file that was deleted: what it took is lost with it.
+
+        Before a write too: a new connection would write into the file that has come in its place.
+        """
+        found = self._found()
+        if found != self._identity:
+            happened = "deleted" if found is None else "replaced by another"
+            raise StoreUnusableError(f"the store in {self.folder} has been {happened} while it was open")
 
     def _set_synced(self, synced: bool) -> None:
         level = _FULL if synced else _NORMAL
         if getattr(self._threads, "level", _NORMAL) != level:
-            self.cache.reset("sqlite_synchronous", level, update=False)
+            self.cache.set_synchronous(level)
             self._threads.level = level
+
+    def _reader(self) -> sqlite3.Connection:
+        """A connection beside diskcache's, which has no reading by range."""
+        uri = f"{(self.folder / DBNAME).as_uri()}?mode=ro"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=ATTEMPT_SECONDS)
 
     def _check_settings(self) -> None:
         """Refuses a file that another opener has set to evict: requests may be gone from it."""
-        path = self.folder / DBNAME
-        if path.stat().st_size == 0:
+        if (self.folder / DBNAME).stat().st_size == 0:
+            self._check_new()
             return
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            try:
-                rows = dict(connection.execute("SELECT key, value FROM Settings").fetchall())
-            except sqlite3.OperationalError:
-                return  # Killed while it was being created: there is nothing in it yet.
+        rows = self._patiently(self._settings)
         changed = {name: rows[name] for name in _MUST_HOLD if name in rows and rows[name] != SETTINGS[name]}
         if changed and "count" in rows:
             raise StoreUnusableError(
                 f"another program opened {self.folder} with {changed}: diskcache may have evicted requests"
             )
 
+    def _settings(self) -> dict[str, object]:
+        with contextlib.closing(self._reader()) as connection:
+            try:
+                return dict(connection.execute("SELECT key, value FROM Settings").fetchall())
+            except sqlite3.OperationalError as error:
+                if "no such table" not in str(error):
+                    raise
+                return {}  # Killed while it was being created: there is nothing in it yet.
 
-class _Patience:
-    """Waits for a lock: a bounded time, and not at all for what is no lock."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._give_up_at: float | None = None
-
-    def wait(self) -> None:
-        """Waits a little before the next attempt.
-
-        Raises:
-            StoreBusyError: The time is up.
-            StoreUnusableError: It is no lock that is in the way.
-        """
-        # diskcache says Timeout for any error at BEGIN, so the reason has to be looked for.
-        _check_writable(self._folder)
-        now = time.monotonic()
-        if self._give_up_at is None:
-            self._give_up_at = now + _LOCK_SECONDS
-        elif now > self._give_up_at:
-            raise StoreBusyError(
-                f"other processes kept the store in {self._folder} locked for {_LOCK_SECONDS:.0f} s"
-            ) from None
-        # Jitter: without it two processes can keep missing each other's gap.
-        time.sleep(random.uniform(0, _ATTEMPT_SECONDS))  # noqa: S311
-
-
-def _check_writable(folder: Path) -> None:
-    path = folder / DBNAME
-    if not path.exists():
-        raise _deleted(folder)
-    if not (os.access(path, os.W_OK) and os.access(folder, os.W_OK)):
-        raise StoreUnusableError(f"the store in {folder} is read-only for this process")
-
-
-def _deleted(folder: Path) -> StoreUnusableError:
-    return StoreUnusableError(f"the store in {folder} has been deleted while it was open")
+    def _check_new(self) -> None:
+        """Refuses an empty file beside which others show that there was more in it."""
+        wal = self.folder / f"{DBNAME}-wal"
+        if (wal.exists() and wal.stat().st_size) or (self.folder / LOCK_NAME).exists():
+            raise faults.damaged(self.folder, "its file is empty")
 
 
 def _prepare(folder: Path) -> None:
     """Makes the folder 0700 and the file 0600 before SQLite does; its other files follow the first."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / DBNAME, os.O_CREAT | os.O_RDWR, 0o600)
-    os.close(descriptor)
+    path = folder / DBNAME
+    if path.exists() and folder.stat().st_mode & 0o077:
+        log.warning(
+            "Other users of this machine can enter %s, which holds prompts: chmod 700 keeps them out", folder
+        )
+    # Not when it is there: closing any descriptor of a file drops all locks that this process has on it
+    # (POSIX), and the next process to close the store would delete the log that this one writes.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
 
 if sys.platform != "win32":
     import fcntl
+
+
+LOCK_NAME = "engine.lock"
+
+_TAKES = 3
+_BETWEEN_TAKES_SECONDS = 0.001
 
 
 class EngineLock:
@@ -23,7 +30,7 @@ class EngineLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "engine.lock"
+        self._path = folder / LOCK_NAME
         self._descriptor: int | None = None
         self._guard = threading.Lock()
         self._fence = 0
@@ -40,14 +47,25 @@ class EngineLock:
             self._fence = fence
             if self._descriptor is not None:
                 return True
-            descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # Held by another, or a file system without such locks.
-                os.close(descriptor)
-                return False
-            self._descriptor = descriptor
+            for _ in range(_TAKES):
+                self._descriptor = _locked(self._path, fcntl.LOCK_EX, os.O_CREAT)
+                if self._descriptor is not None:
+                    return True
+                # Somebody may only be looking, see `is_free`.
+                time.sleep(_BETWEEN_TAKES_SECONDS)
+            return False
+
+    def is_free(self) -> bool:
+        """Whether nobody has the lock. Only a look: it is not taken."""
+        if sys.platform == "win32":
+            return False
+        if not self._path.exists():
             return True
+        with self._guard:
+            descriptor = None if self._descriptor is not None else _locked(self._path, fcntl.LOCK_SH)
+            if descriptor is not None:
+                os.close(descriptor)
+            return descriptor is not None
 
     def release(self) -> None:
         """Lets it go, if this object has it."""
@@ -55,3 +73,14 @@ class EngineLock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+
+
+def _locked(path: Path, how: int, flags: int = 0) -> int | None:
+    """A descriptor that holds the lock, or None when another has it."""
+    descriptor = os.open(path, flags | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError:  # Held by another, or a file system without such locks.
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from llmrouter.stores._rows import Rows
 
 
+_GROUPS_KEPT = 10_000
+"""Call sites can be made up by the thousand."""
+
+
 class Enqueuer:
     """Writes new requests."""
 
@@ -27,8 +31,9 @@ class Enqueuer:
 
     def enqueue(self, requests: Sequence[QueuedRequest]) -> list[Accepted]:
         """See `Store.enqueue`. The most frequent case, a single one without a key, costs one row."""
-        if len(requests) == 1 and requests[0].key is None and requests[0].group in self._groups:
-            key, value = layout.single_segment(requests[0], self._groups[requests[0].group])
+        group_hash = self._groups.get(requests[0].group) if len(requests) == 1 else None
+        if group_hash is not None and requests[0].key is None:
+            key, value = layout.single_segment(requests[0], group_hash)
             self._cache.set_alone(key, value, synced=self._synced)
             return [_accepted(requests[0])]
         keyed = any(request.key is not None for request in requests)
@@ -41,6 +46,8 @@ class Enqueuer:
             )
             for key, value in layout.plan_segments(new, self._group_hash):
                 self._cache.set(key, value)
+        if len(self._groups) > _GROUPS_KEPT:
+            self._groups.clear()
         for group in {request.group for request in new}:
             self._groups.setdefault(group, layout.group_row(group)[0])
         return [known.get(place) or _accepted(request) for place, request in enumerate(requests)]

@@ -4,11 +4,14 @@
                        everything that planning needs stands in the key, so bodies stay unread
     d<page>            a state table: 8 bytes for each slot of a page
     b<number>          a batch and the slots that were claimed into it
+    a<number>          earlier attempts of the requests of a batch, when there are any; never changed
+    i<batch id>        the number of a batch, by our id
+    p<batch id>        the number of a batch, by the API's id
     o<number>          a chunk of the outcome log
     g<hash>            a group; content-addressed, so any process may write it
     k<hash>            an idempotency key
     m<fence>-<count>   a marker of the engine's in the order of insertion
-    .<name>            single rows: meta, lease, open, counters, flush
+    .<name>            single rows: meta, lease, report, open, counters, flush, paused
 
 Text is UTF-8, instants are microseconds since 1970 (UTC). Ids grow with time, so that new rows land
 at the end of SQLite's index whatever the size of the backlog.
@@ -18,34 +21,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
-from llmrouter.domain.batches import Batch, BatchState
-from llmrouter.domain.requests import PAGE_SLOTS, Group, Lane, Outcome, OutcomeKind
+from llmrouter.domain.requests import REQUEST_ID, Group, Lane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from llmrouter.domain.requests import QueuedRequest
 
-SCHEMA = 1
+SCHEMA = 2
 
 SEGMENT_BYTES = 1_000_000
 """Bodies that arrive together share a row up to about this size: it bounds what one read loads."""
 
-META, LEASE, OPEN, COUNTERS, FLUSH = ".meta", ".lease", ".open", ".counters", ".flush"
+META, LEASE, REPORT, OPEN, COUNTERS = ".meta", ".lease", ".report", ".open", ".counters"
+FLUSH, PAUSED = ".flush", ".paused"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_ENTRY = struct.Struct("<BBHI")
-ENTRY_BYTES = _ENTRY.size
-TABLE_BYTES = PAGE_SLOTS * ENTRY_BYTES
-
-QUEUED, CLAIMED, SETTLED = 0, 1, 2
 
 
 def to_us(instant: datetime) -> int:
@@ -177,18 +174,12 @@ def segment_keys(value: bytes) -> list[str | None]:
     return keys
 
 
-def segment_bodies(value: bytes, first: int, last: int) -> Iterator[bytes]:
-    """The bodies of the requests from place ``first`` up to, not including, ``last``."""
+def segment_bodies(value: bytes, places: Sequence[int]) -> Iterator[bytes]:
+    """The bodies of the requests at some places."""
     header, end = _header(value)
-    if not header:
-        yield value[end:]
-        return
-    for place, size in enumerate(header["sizes"]):
-        if place >= last:
-            return
-        if place >= first:
-            yield value[end : end + size]
-        end += size
+    sizes: list[int] = header["sizes"] if header else [len(value) - end]
+    ends = list(accumulate(sizes, initial=end))
+    return (value[ends[place] : ends[place + 1]] for place in places)
 
 
 def _header(value: bytes) -> tuple[dict[str, Any], int]:
@@ -196,38 +187,13 @@ def _header(value: bytes) -> tuple[dict[str, Any], int]:
     return (json.loads(value[:end]) if end > 1 else {}), end
 
 
-class Table:
-    """The states of a page's requests."""
-
-    __slots__ = ("raw",)
-
-    def __init__(self, stored: bytes | None) -> None:
-        self.raw = bytearray(stored or TABLE_BYTES)
-
-    def get(self, slot: int) -> tuple[int, int, int, int]:
-        """State, earlier attempts, place in the chunk, number of the batch or chunk."""
-        return _ENTRY.unpack_from(self.raw, slot * ENTRY_BYTES)
-
-    def put(self, slot: int, state: int, attempts: int, place: int, number: int) -> None:
-        """Writes one slot."""
-        _ENTRY.pack_into(self.raw, slot * ENTRY_BYTES, state, attempts, place, number)
-
-    def states(self, start: int, stop: int) -> bytes:
-        """The states of some slots, a byte each."""
-        return bytes(self.raw[start * ENTRY_BYTES : stop * ENTRY_BYTES : ENTRY_BYTES])
-
-    def attempts(self, start: int, stop: int) -> bytes:
-        """The earlier attempts of some slots, a byte each."""
-        return bytes(self.raw[start * ENTRY_BYTES + 1 : stop * ENTRY_BYTES : ENTRY_BYTES])
-
-    def claim(self, start: int, stop: int, number: int) -> None:
-        """Puts some slots into a batch; their attempts stay."""
-        if any(self.attempts(start, stop)):
-            for slot in range(start, stop):
-                self.put(slot, CLAIMED, self.get(slot)[1], 0, number)
-        else:
-            entry = _ENTRY.pack(CLAIMED, 0, 0, number)
-            self.raw[start * ENTRY_BYTES : stop * ENTRY_BYTES] = entry * (stop - start)
+def slots_by_page(request_ids: Iterable[str]) -> dict[str, list[int]]:
+    """Pages and sorted slots of request ids, each once; other texts are left out."""
+    pages: dict[str, list[int]] = {}
+    for request_id in sorted(set(request_ids)):
+        if REQUEST_ID.fullmatch(request_id):
+            pages.setdefault(request_id[4:24], []).append(int(request_id[24:]))
+    return pages
 
 
 def group_row(group: Group) -> tuple[str, bytes]:
@@ -268,79 +234,3 @@ def key_value(request: QueuedRequest) -> bytes:
 def key_row(key: str) -> str:
     """The row key of an idempotency key; hashed, since it can be of any length."""
     return "k" + hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-
-
-Ranges = dict[str, list[list[int]]]
-"""Page to ``[start, stop)`` slots."""
-
-_INSTANTS = ("claimed_at", "created_at", "expires_at", "ended_at")
-
-
-def batch_row(batch: Batch, ranges: Ranges) -> bytes:
-    """The value of a batch."""
-    fields = asdict(batch)
-    for name in _INSTANTS:
-        fields[name] = None if fields[name] is None else to_us(fields[name])
-    return dump({**fields, "ranges": ranges})
-
-
-def read_batch(value: bytes) -> tuple[Batch, Ranges]:
-    """The batch of a row, and what was claimed into it."""
-    fields = json.loads(value)
-    ranges: Ranges = fields.pop("ranges")
-    for name in _INSTANTS:
-        fields[name] = None if fields[name] is None else from_us(fields[name])
-    return Batch(
-        **{**fields, "lane": read_lane(fields["lane"]), "state": BatchState(fields["state"])}
-    ), ranges
-
-
-def chunk_row(outcomes: Sequence[Outcome]) -> bytes:
-    """The value of a chunk of outcomes."""
-    rows = [
-        (
-            outcome.request_id,
-            outcome.kind,
-            outcome.latency,
-            to_us(outcome.accepted_at),
-            to_us(outcome.deadline_at),
-            to_us(outcome.settled_at),
-            outcome.attempts,
-            outcome.batch_id,
-            outcome.key,
-            len(outcome.raw),
-        )
-        for outcome in outcomes
-    ]
-    return b"".join([dump(rows), b"\n", *(outcome.raw for outcome in outcomes)])
-
-
-class Chunk:
-    """A chunk of outcomes, whose parts are made when they are asked for."""
-
-    def __init__(self, value: bytes) -> None:
-        end = value.index(b"\n") + 1
-        self._value = value
-        self._rows: list[tuple[Any, ...]] = json.loads(value[:end])
-        self._starts = [end]
-        for row in self._rows:
-            self._starts.append(self._starts[-1] + row[9])
-
-    def all(self) -> list[Outcome]:
-        """All of them, in the order of settling."""
-        return [self[place] for place in range(len(self._rows))]
-
-    def __getitem__(self, place: int) -> Outcome:
-        row = self._rows[place]
-        return Outcome(
-            request_id=row[0],
-            kind=OutcomeKind(row[1]),
-            latency=row[2],
-            accepted_at=from_us(row[3]),
-            deadline_at=from_us(row[4]),
-            settled_at=from_us(row[5]),
-            attempts=row[6],
-            batch_id=row[7],
-            key=row[8],
-            raw=self._value[self._starts[place] : self._starts[place + 1]],
-        )

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
-import secrets
-from typing import TYPE_CHECKING, TypedDict
+from bisect import bisect_right
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, TypedDict, TypeVar
 
-from llmrouter.errors import StoreError, StoreUnusableError
+from llmrouter.domain.requests import PAGE_SLOTS
+from llmrouter.errors import StoreError
+from llmrouter.stores import _faults as faults
 from llmrouter.stores import _layout as layout
-from llmrouter.stores._layout import CLAIMED, Chunk, Ranges, Segment, Table
+from llmrouter.stores._batch_rows import StoredAttempts, attempts_key, batch_key, batch_row, read_batch
+from llmrouter.stores._chunks import Chunk, chunk_key, chunk_row
+from llmrouter.stores._table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from llmrouter.domain.batches import Batch
     from llmrouter.domain.requests import Group, Outcome
+    from llmrouter.stores._batch_rows import Ranges, StoredBatch
     from llmrouter.stores._cache import LockedCache
+    from llmrouter.stores._layout import Segment
 
+S = TypeVar("S")
+T = TypeVar("T")
 
-class Meta(TypedDict):
-    """What is said once of the whole store."""
-
-    schema: int
-    secret: str
+_KEYS_AT_ONCE = 10_000
+_CHUNKS_KEPT = 8
+"""Of about 4 MB at most, as they are settled."""
 
 
 class Counters(TypedDict):
@@ -37,6 +44,7 @@ class LeaseRow(TypedDict):
     """Who works on the store."""
 
     holder: str
+    """Empty when nobody does."""
     fence: int
     until: int
     locked: bool
@@ -48,32 +56,12 @@ class Rows:
 
     def __init__(self, cache: LockedCache) -> None:
         self.cache = cache
-        self._last_chunk: tuple[int, Chunk] | None = None
-
-    def meta(self) -> Meta:
-        """The store's own row, made when it is not there."""
-        value = self.cache.get(layout.META)
-        if value is None:
-            with self.cache.write(synced=True):
-                value = self.cache.get(layout.META)
-                if value is None:
-                    value = layout.dump({"schema": layout.SCHEMA, "secret": secrets.token_hex(32)})
-                    self.cache.set(layout.META, value)
-        meta: Meta = json.loads(value)
-        if meta["schema"] > layout.SCHEMA:
-            raise StoreUnusableError(
-                f"the store in {self.cache.folder} was written by a newer llmrouter"
-                f" (schema {meta['schema']}, this one knows {layout.SCHEMA}): upgrade llmrouter"
-            )
-        return meta
+        self._chunks: dict[int, Chunk] = {}
 
     def lease(self) -> LeaseRow:
         """The last lease that was given out."""
-        value = self.cache.get(layout.LEASE)
-        if value is None:
-            return {"holder": "", "fence": 0, "until": 0, "locked": False}
-        row: LeaseRow = json.loads(value)
-        return row
+        row: LeaseRow | None = self._find(layout.LEASE, json.loads)
+        return row or {"holder": "", "fence": 0, "until": 0, "locked": False}
 
     def write_lease(self, row: LeaseRow) -> None:
         """Gives out a lease, or takes it back."""
@@ -81,23 +69,19 @@ class Rows:
 
     def counters(self) -> Counters:
         """How many batches, chunks and cancels there have been."""
-        value = self.cache.get(layout.COUNTERS)
-        if value is None:
-            return {"batches": 0, "chunks": 0, "cancels": 0}
-        counters: Counters = json.loads(value)
-        return counters
+        counters: Counters | None = self._find(layout.COUNTERS, json.loads)
+        return counters or {"batches": 0, "chunks": 0, "cancels": 0}
 
     def _write_counters(self, counters: Counters) -> None:
         self.cache.set(layout.COUNTERS, layout.dump(counters))
 
     def table(self, page: str) -> Table:
         """The states of a page."""
-        return Table(self.cache.get(f"d{page}"))
+        return self.find_table(page) or Table(None)
 
     def find_table(self, page: str) -> Table | None:
-        """The states of a page, or None when nothing on it has ever left the queue."""
-        value = self.cache.get(f"d{page}")
-        return None if value is None else Table(value)
+        """The states of a page, or None when nothing on it has left the queue, or all of it was pruned."""
+        return self._find(f"d{page}", Table)
 
     def write_tables(self, tables: Mapping[str, Table]) -> None:
         """Writes the states of some pages."""
@@ -105,28 +89,50 @@ class Rows:
             self.cache.set(f"d{page}", bytes(table.raw))
 
     def chunk(self, number: int) -> Chunk:
-        """A chunk of the outcome log. The last one read is kept: lookups come in company."""
-        last = self._last_chunk
-        if last is None or last[0] != number:
-            last = self._last_chunk = (number, Chunk(self.must_get(f"o{number:010d}")))
-        return last[1]
+        """A chunk of the outcome log."""
+        return self.find_chunk(number) or self._missing(chunk_key(number))
+
+    def read_chunk(self, number: int) -> Chunk | None:
+        """A chunk of the outcome log, or None when it was pruned."""
+        return self._find(chunk_key(number), Chunk)
+
+    def find_chunk(self, number: int) -> Chunk | None:
+        """The same for a number that was just read in a state table.
+
+        The last few chunks are kept: lookups come in company. They may have been pruned since.
+        """
+        chunk = self._chunks.get(number) or self.read_chunk(number)
+        if chunk is not None and number not in self._chunks:
+            for oldest in list(self._chunks)[: 1 - _CHUNKS_KEPT]:
+                self._chunks.pop(oldest, None)
+            self._chunks[number] = chunk
+        return chunk
+
+    def chunk_after(self, number: int) -> int | None:
+        """The first chunk with at least this number that was not pruned."""
+        found = self.cache.keys_between(chunk_key(number), "p", limit=1)
+        return int(found[0][1:]) if found else None
 
     def append_chunk(self, outcomes: Sequence[Outcome], *, cancels: int = 0) -> int:
         """Adds to the outcome log; answers with the chunk's number."""
         counters = self.counters()
         number = counters["chunks"]
-        self.cache.set(f"o{number:010d}", layout.chunk_row(outcomes))
+        self.cache.set(chunk_key(number), chunk_row(outcomes))
         self._write_counters({**counters, "chunks": number + 1, "cancels": counters["cancels"] + cancels})
         return number
 
     def group(self, group_hash: str) -> Group:
         """A group by its hash."""
-        return layout.read_group(self.must_get(f"g{group_hash}"))
+        return self._get(f"g{group_hash}", layout.read_group)
+
+    def key_owner(self, key: str) -> str | None:
+        """The id of the request that has an idempotency key."""
+        return self._find(layout.key_row(key), lambda value: str(json.loads(value)["request_id"]))
 
     def open_numbers(self) -> dict[str, int]:
         """Batch ids of the open batches, oldest first, and the numbers of their rows."""
-        numbers: dict[str, int] = json.loads(self.cache.get(layout.OPEN) or b"{}")
-        return numbers
+        numbers: dict[str, int] | None = self._find(layout.OPEN, json.loads)
+        return numbers or {}
 
     def open_number(self, batch_id: str) -> int:
         """The number of an open batch."""
@@ -135,49 +141,144 @@ class Rows:
         except KeyError:
             raise StoreError(f"{batch_id} is no open batch") from None
 
-    def batch(self, number: int) -> tuple[Batch, Ranges]:
-        """A batch and what was claimed into it."""
-        return layout.read_batch(self.must_get(f"b{number:010d}"))
+    def numbered(self, prefix: str, batch_id: str) -> int | None:
+        """The number of a batch, open or not, by our id (prefix ``i``) or the API's (``p``)."""
+        return self._find(prefix + batch_id, int)
 
-    def open_batch(self, number: int, batch: Batch, ranges: Ranges) -> None:
+    def batch(self, number: int) -> StoredBatch:
+        """A batch and what was claimed into it."""
+        return self._get(batch_key(number), self._batch_reader(number))
+
+    def find_batch(self, number: int) -> StoredBatch | None:
+        """The same, or None when it was pruned."""
+        return self._find(batch_key(number), self._batch_reader(number))
+
+    def _batch_reader(self, number: int) -> Callable[[bytes], StoredBatch]:
+        return partial(read_batch, read_attempts=partial(self._attempts, number))
+
+    def _attempts(self, number: int) -> dict[str, int]:
+        """The earlier attempts of the requests of a batch; none when it was pruned since it was read."""
+        found: dict[str, int] | None = self._find(attempts_key(number), json.loads)
+        if found is None and self.cache.get(batch_key(number)) is not None:
+            self._missing(attempts_key(number))
+        return found or {}
+
+    def open_batch(self, number: int, stored: StoredBatch) -> None:
         """Writes a new batch."""
-        self.cache.set(f"b{number:010d}", layout.batch_row(batch, ranges))
-        self.cache.set(layout.OPEN, layout.dump({**self.open_numbers(), batch.batch_id: number}))
+        batch_id = stored.batch.batch_id
+        attempts = stored.batch.attempts
+        if attempts:
+            self.cache.set(attempts_key(number), layout.dump(dict(attempts)))
+            stored = _with_attempts(stored, StoredAttempts(partial(self._attempts, number)))
+        self.cache.set(batch_key(number), batch_row(stored))
+        self.cache.set(f"i{batch_id}", b"%d" % number)
+        self.cache.set(layout.OPEN, layout.dump({**self.open_numbers(), batch_id: number}))
         self._write_counters({**self.counters(), "batches": number})
 
-    def rewrite_batch(self, number: int, batch: Batch) -> None:
-        """Writes what has become of a batch."""
-        self.cache.set(f"b{number:010d}", layout.batch_row(batch, self.batch(number)[1]))
+    def rewrite_batch(self, number: int, earlier: StoredBatch, stored: StoredBatch) -> None:
+        """Writes what has become of a batch. Its attempts stay where they are."""
+        was, now = earlier.batch.provider_batch_id, stored.batch.provider_batch_id
+        if was != now:
+            self._drop_name(number, "p", was)
+            if now is not None:
+                self.cache.set(f"p{now}", b"%d" % number)
+        self.cache.set(batch_key(number), batch_row(_with_attempts(stored, earlier.batch.attempts)))
 
-    def close_batch(self, number: int, batch: Batch) -> None:
+    def close_batch(self, number: int, earlier: StoredBatch, stored: StoredBatch) -> None:
         """Writes the end of a batch."""
-        self.rewrite_batch(number, batch)
+        self.rewrite_batch(number, earlier, stored)
         numbers = self.open_numbers()
-        del numbers[batch.batch_id]
+        del numbers[stored.batch.batch_id]
         self.cache.set(layout.OPEN, layout.dump(numbers))
 
-    def members(self, number: int, ranges: Ranges) -> Iterator[tuple[str, int]]:
-        """Page and slot of the requests that are still in a batch."""
+    def drop_batch(self, number: int) -> None:
+        """Forgets a batch that is over."""
+        batch = self.batch(number).batch
+        self._drop_name(number, "i", batch.batch_id)
+        self._drop_name(number, "p", batch.provider_batch_id)
+        self.cache.delete(attempts_key(number))
+        self.cache.delete(batch_key(number))
+
+    def _drop_name(self, number: int, prefix: str, batch_id: str | None) -> None:
+        if batch_id is not None and self.numbered(prefix, batch_id) == number:
+            self.cache.delete(prefix + batch_id)
+
+    def members(self, number: int, ranges: Ranges) -> Iterator[tuple[str, int, bool]]:
+        """Page and slot of the requests that are still in a batch, and whether they were given up."""
         for page, runs in ranges.items():
             table = self.table(page)
             for start, stop in runs:
-                for slot, state in enumerate(table.states(start, stop), start):
-                    if state == CLAIMED and table.get(slot)[3] == number:
-                        yield page, slot
+                for slot, given_up in table.claimed(number, start, stop):
+                    yield page, slot, given_up
 
     def find_segment(self, page: str, slot: int) -> Segment | None:
         """The segment that holds a request, or None when its body is gone or never was."""
-        with self.cache.write(synced=False):
-            for start in range(slot, -1, -1):
-                key = self.cache.first_with_prefix(f"q{page}-{start:03d}")
-                if key is not None:
-                    segment = layout.read_segment_key(key)
-                    return segment if slot < segment.stop else None
-        return None
+        located = next(self.locate(page, [slot]), None)
+        return None if located is None else located[0]
 
-    def must_get(self, key: str) -> bytes:
-        """The value of a row that another row names."""
+    def locate(self, page: str, slots: Sequence[int]) -> Iterator[tuple[Segment, int]]:
+        """The segments that hold some slots of a page, in order; slots without a body are left out."""
+        if not slots:
+            return
+        first = self.cache.keys_between(
+            f"q{page}-", f"q{page}-{slots[0]:03d}~", limit=1, last_first=True
+        ) or self.cache.keys_between(f"q{page}-{slots[0]:03d}", f"q{page}-~", limit=1)
+        if not first:
+            return
+        keys = self.cache.keys_between(first[0], f"q{page}-{slots[-1]:03d}~", limit=PAGE_SLOTS)
+        segments = [self.parse(key, layout.read_segment_key, key) for key in keys]
+        starts = [segment.start for segment in segments]
+        for slot in slots:
+            place = bisect_right(starts, slot) - 1
+            if place >= 0 and slot < segments[place].stop:
+                yield segments[place], slot
+
+    def segment_keys(self, segment: Segment) -> list[str | None]:
+        """The idempotency keys of a segment's requests."""
+        return self._get(segment.key, layout.segment_keys)
+
+    def find_segment_keys(self, segment: Segment) -> list[str | None]:
+        """The same; none when the segment was swept meanwhile."""
+        return self._find(segment.key, layout.segment_keys) or []
+
+    def segment_sizes(self, segment: Segment) -> list[int]:
+        """Bytes of each of a segment's bodies."""
+        return self._get(segment.key, layout.segment_sizes)
+
+    def bodies(self, key: str, places: Sequence[int]) -> Iterator[bytes]:
+        """The bodies of a segment at some places."""
+        return self._get(key, lambda value: layout.segment_bodies(value, places))
+
+    def keys_with(self, prefix: str) -> Iterator[str]:
+        """The row keys that begin with a letter, in their order."""
+        low, end = prefix, chr(ord(prefix) + 1)
+        while keys := self.cache.keys_between(low, end, limit=_KEYS_AT_ONCE):
+            yield from keys
+            low = keys[-1] + "\0"
+
+    def parse(self, key: str, read: Callable[[S], T], stored: S) -> T:
+        """What a row says.
+
+        Raises:
+            StoreUnusableError: Nothing that this store has written.
+        """
+        try:
+            return read(stored)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise faults.damaged(self.cache.folder, f"row {key:.60}: {error}") from error
+
+    def _find(self, key: str, read: Callable[[bytes], T]) -> T | None:
         value = self.cache.get(key)
-        if value is None:
-            raise StoreUnusableError(f"the store in {self.cache.folder} is damaged: row {key} is missing")
-        return value
+        return None if value is None else self.parse(key, read, value)
+
+    def _get(self, key: str, read: Callable[[bytes], T]) -> T:
+        """The same for a row that another row names."""
+        value = self.cache.get(key)
+        return self._missing(key) if value is None else self.parse(key, read, value)
+
+    def _missing(self, key: str) -> NoReturn:
+        raise faults.damaged(self.cache.folder, f"row {key:.60} is missing")
+
+
+def _with_attempts(stored: StoredBatch, attempts: Mapping[str, int]) -> StoredBatch:
+    return replace(stored, batch=replace(stored.batch, attempts=attempts))
