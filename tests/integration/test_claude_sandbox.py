@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -239,3 +239,134 @@ def test_a_long_live_call_is_streamed(bench: Bench) -> None:
 
     assert message.stop_reason is not None
     assert message.content[0].type == "text"
+
+
+def test_the_batches_of_a_workspace_are_listed(bench: Bench) -> None:
+    """Running and ended ones, those before the instant left out, with the API's own time."""
+    old = bench.create(1)
+    bench.sandbox.clock.advance(timedelta(minutes=9))
+    since = bench.sandbox.clock.now()
+    created = [bench.create(size) for size in (1, 2)]
+    bench.sandbox.clock.advance(timedelta(minutes=2))
+
+    listing = bench.api.listed(bench.lane, since)
+    all_of_them = bench.api.listed(bench.lane, since - timedelta(hours=1))
+
+    shown = [(batch.provider_batch_id, batch.request_count) for batch in listing.batches]
+    assert shown == [(created[1], 2), (created[0], 1)]
+    assert listing.listed_at == bench.sandbox.clock.now().replace(microsecond=0)
+    assert [batch.provider_batch_id for batch in all_of_them.batches][2:] == [old]
+    assert all_of_them.batches[2].status is ProcessingStatus.ENDED
+
+
+def test_a_listing_goes_over_all_pages(bench: Bench) -> None:
+    """However many batches there are."""
+    since = bench.sandbox.clock.now()
+    created = [bench.create(1) for _ in range(1_001)]
+
+    listing = bench.api.listed(bench.lane, since)
+
+    assert [batch.provider_batch_id for batch in listing.batches] == created[::-1]
+    assert bench.sandbox.books.calls["batches.list"] == 2
+
+
+def test_a_list_that_lags_lacks_the_batch(bench: Bench) -> None:
+    """At first: what is not listed may exist."""
+    bench.sandbox.faults.add(Fault(kind="hide", calls=0, lists=1))
+    since = bench.sandbox.clock.now()
+    batch_id = bench.create()
+
+    assert bench.api.listed(bench.lane, since).batches == ()
+    assert [one.provider_batch_id for one in bench.api.listed(bench.lane, since).batches] == [batch_id]
+
+
+def test_a_batch_is_canceled_and_what_was_done_can_be_read(bench: Bench) -> None:
+    """Canceled again, while it is being canceled and after its end, nothing changes."""
+    batch_id = bench.create(4)
+    wanted = {batch_id: bench.sandbox.clock.now()}
+    bench.sandbox.clock.advance(timedelta(minutes=5))
+    for _ in range(2):
+        bench.api.cancel(bench.lane, batch_id)
+    assert bench.api.describe(bench.lane, wanted)[batch_id].status is ProcessingStatus.CANCELING
+    bench.end()
+    bench.api.cancel(bench.lane, batch_id)
+
+    kinds = sorted(str(line.kind) for line in bench.api.results(bench.lane, batch_id))
+    assert kinds == ["canceled", "canceled", "succeeded", "succeeded"]
+    assert len(bench.sandbox.books.charges) == 2
+
+
+def test_a_fresh_batch_that_is_hidden_cannot_be_canceled_yet(bench: Bench) -> None:
+    """404, which passes."""
+    bench.sandbox.faults.add(Fault(kind="hide", calls=1))
+    batch_id = bench.create()
+
+    with pytest.raises(anthropic.NotFoundError):
+        bench.api.cancel(bench.lane, batch_id)
+    bench.api.cancel(bench.lane, batch_id)
+    assert bench.sandbox.batches[batch_id].cancel_initiated_at is not None
+
+
+def test_a_batch_is_deleted_after_its_end_only(bench: Bench) -> None:
+    """And once: the second time is no error."""
+    batch_id = bench.create()
+    with pytest.raises(anthropic.BadRequestError):
+        bench.api.delete(bench.lane, batch_id)
+    bench.end()
+    for _ in range(2):
+        bench.api.delete(bench.lane, batch_id)
+
+    assert bench.sandbox.batches[batch_id].deleted_at is not None
+    with pytest.raises(anthropic.NotFoundError):
+        list(bench.api.results(bench.lane, batch_id))
+
+
+def test_results_of_another_kind_are_read_as_they_come(bench: Bench) -> None:
+    """Twice, of an unknown type, for strangers: the caller has to look. Lines that are none are left out."""
+    batch_id = bench.create(3)
+    bench.end()
+    bench.sandbox.faults.add(
+        Fault(kind="lines", unknown=1, repeated=1, missing=1, strangers=["other"], added=["<html>"])
+    )
+
+    lines = list(bench.api.results(bench.lane, batch_id))
+
+    assert [line.kind for line in lines] == [
+        None,
+        OutcomeKind.SUCCEEDED,
+        None,
+        OutcomeKind.SUCCEEDED,
+    ]
+    assert lines[0].custom_id == lines[2].custom_id
+    assert lines[3].custom_id == "other"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "details"),
+    [
+        (400, "You have reached your specified API usage limits.", None),
+        (429, "You have reached your API usage limits.", {"error_code": "enforced_spend_limit_reached"}),
+    ],
+)
+def test_a_spend_limit_says_when_it_ends(
+    bench: Bench, status: int, message: str, details: dict[str, str] | None
+) -> None:
+    """As the API has it for one's own limit and for a tier's."""
+    text = f"{message} You will regain access on 2026-12-01 at 00:00 UTC."
+    bench.sandbox.faults.add(
+        Fault(kind="status", endpoint="batches.create", status=status, message=text, details=details)
+    )
+
+    with pytest.raises(CreateRefusedError) as caught:
+        bench.create()
+
+    assert (caught.value.spent, caught.value.blames_content) == (True, False)
+    assert caught.value.regain_at == datetime(2026, 12, 1, tzinfo=UTC)
+
+
+def test_a_bad_custom_id_is_named(bench: Bench) -> None:
+    """The sandbox says where, as the API does."""
+    with pytest.raises(CreateRefusedError) as caught:
+        bench.api.create(bench.lane, Bodies({"a": b"{}", "a b": b"{}"}))
+
+    assert (caught.value.blames_content, caught.value.names_request) == (True, True)

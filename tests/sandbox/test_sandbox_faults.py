@@ -265,6 +265,7 @@ def test_cleared_faults_do_not_strike(sandbox, client):
         {"kind": "nothing"},
         {"kind": "drop", "endpoint": "nowhere"},
         {"kind": "cut", "endpoint": "batches.create"},
+        {"kind": "lines", "endpoint": "batches.list"},
         {"kind": "item", "endpoint": "messages.create"},
         {"kind": "item", "outcome": "succeeded"},
         {"kind": "cut", "cut_at": "anywhere"},
@@ -276,3 +277,124 @@ def test_cleared_faults_do_not_strike(sandbox, client):
 def test_a_wrong_fault_is_refused_where_it_is_made(wrong):
     with pytest.raises(ValueError, match=r"must|happens at"):
         Fault(**wrong)
+
+
+def read_lines(client, batch_id):
+    return [json.loads(line) for line in read_raw(client, batch_id).splitlines()]
+
+
+def test_a_list_that_lags_leaves_a_new_batch_out(sandbox, client):
+    """For some calls of the list; retrieve has a count of its own."""
+    known = client.messages.batches.create(requests=entries(1))
+    sandbox.faults.add(Fault(kind="hide", calls=1, lists=2))
+    batch = client.messages.batches.create(requests=entries(1))
+    for _ in range(2):
+        assert [shown.id for shown in client.messages.batches.list().data] == [known.id]
+    assert [shown.id for shown in client.messages.batches.list().data] == [batch.id, known.id]
+    with pytest.raises(anthropic.NotFoundError):
+        client.messages.batches.retrieve(batch.id)
+    assert client.messages.batches.retrieve(batch.id).id == batch.id
+
+
+def test_a_batch_that_is_only_hidden_is_listed(sandbox, client):
+    sandbox.faults.add(Fault(kind="hide"))
+    batch = client.messages.batches.create(requests=entries(1))
+    assert [shown.id for shown in client.messages.batches.list().data] == [batch.id]
+
+
+def test_a_hidden_batch_can_neither_be_canceled_nor_deleted_nor_read(sandbox, client):
+    sandbox.faults.add(Fault(kind="hide", calls=3))
+    batch = client.messages.batches.create(requests=entries(1))
+    sandbox.clock.advance(TEN_MINUTES)
+    for call in (client.messages.batches.cancel, client.messages.batches.delete):
+        with pytest.raises(anthropic.NotFoundError):
+            call(batch.id)
+    with pytest.raises(anthropic.NotFoundError):
+        read_raw(client, batch.id)
+    assert len(read_lines(client, batch.id)) == 1
+
+
+@pytest.mark.parametrize("endpoint", ["batches.cancel", "batches.delete", "batches.list"])
+@pytest.mark.parametrize("accepted", [False, True])
+def test_every_batch_endpoint_can_fail(sandbox, client, endpoint, accepted):
+    """Before it has done its work, or after."""
+    batch = client.messages.batches.create(requests=entries(4))
+    if endpoint == "batches.delete":
+        sandbox.clock.advance(TEN_MINUTES)
+    sandbox.faults.add(Fault(kind="status", endpoint=endpoint, status=529, accepted=accepted))
+    calls = {
+        "batches.cancel": lambda: client.messages.batches.cancel(batch.id),
+        "batches.delete": lambda: client.messages.batches.delete(batch.id),
+        "batches.list": client.messages.batches.list,
+    }
+    with pytest.raises(anthropic.OverloadedError):
+        calls[endpoint]()
+    kept = sandbox.batches[batch.id]
+    assert (kept.cancel_initiated_at is not None) == (accepted and endpoint == "batches.cancel")
+    assert (kept.deleted_at is not None) == (accepted and endpoint == "batches.delete")
+
+
+def test_results_can_repeat_lines(sandbox, client):
+    batch_id = end_batch(sandbox, client, entries(5))
+    sandbox.faults.add(Fault(kind="lines", repeated=2))
+    lines = read_lines(client, batch_id)
+    assert len(lines) == 7
+    assert lines[5:] == lines[:2]
+    assert len(read_lines(client, batch_id)) == 5
+    assert len(sandbox.books.charges) == 5
+
+
+def test_results_can_lack_lines_that_are_charged(sandbox, client):
+    batch_id = end_batch(sandbox, client, entries(5))
+    whole = read_lines(client, batch_id)
+    sandbox.faults.add(Fault(kind="lines", missing=2))
+    assert read_lines(client, batch_id) == whole[:3]
+    sandbox.faults.add(Fault(kind="lines", missing=9))
+    assert read_lines(client, batch_id) == []
+    assert len(sandbox.books.charges) == 5
+
+
+def test_results_can_have_a_type_that_nobody_knows(sandbox, client):
+    batch_id = end_batch(sandbox, client, entries(5))
+    whole = read_lines(client, batch_id)
+    sandbox.faults.add(Fault(kind="lines", unknown=2))
+    lines = read_lines(client, batch_id)
+    assert [line["custom_id"] for line in lines] == [line["custom_id"] for line in whole]
+    assert [line["result"]["type"] for line in lines] == ["postponed"] * 2 + ["succeeded"] * 3
+
+
+def test_results_can_answer_somebody_else(sandbox, client):
+    """A name nobody knows, or one of another batch; the line reads like any other."""
+    batch_id = end_batch(sandbox, client, entries(2))
+    sandbox.faults.add(Fault(kind="lines", strangers=["r9", "r10"]))
+    lines = list(client.messages.batches.results(batch_id))
+    assert [line.custom_id for line in lines[2:]] == ["r9", "r10"]
+    assert lines[2].result.message.content[0].text
+    assert len(sandbox.books.charges) == 2
+
+
+def test_results_can_have_lines_as_they_stand(sandbox, client):
+    batch_id = end_batch(sandbox, client, entries(2))
+    sandbox.faults.add(Fault(kind="lines", added=["", "<html>", '{"custom_id": "r0"}'], repeated=1))
+    raw = read_raw(client, batch_id)
+    assert raw.endswith(b'\n\n<html>\n{"custom_id": "r0"}\n')
+    assert len(raw.splitlines()) == 6
+
+
+def test_changed_results_can_be_cut_too(sandbox, client):
+    batch_id = end_batch(sandbox, client, entries(5))
+    sandbox.faults.add(Fault(kind="lines", unknown=5))
+    sandbox.faults.add(Fault(kind="cut", lines=3))
+    assert [line["result"]["type"] for line in read_lines(client, batch_id)] == ["postponed"] * 3
+
+
+@pytest.mark.parametrize("field", ["lists", "repeated", "missing", "unknown"])
+def test_a_number_of_a_fault_is_not_negative(field):
+    with pytest.raises(ValueError, match=f"{field} must not be negative"):
+        Fault(kind="lines", **{field: -1})
+
+
+@pytest.mark.parametrize("field", ["strangers", "added"])
+def test_lists_of_a_fault_are_no_text(field):
+    with pytest.raises(ValueError, match="must be lists"):
+        Fault(kind="lines", **{field: "r1"})

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import anthropic
@@ -15,7 +16,7 @@ import httpx2
 import pytest
 from sandbox_requests import entries, entry, params
 
-from llmrouter.sandbox import ManualClock, PortInUseError, Sandbox, __main__, run
+from llmrouter.sandbox import Fault, ManualClock, PortInUseError, Sandbox, __main__, params_hash, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +113,70 @@ def test_another_process_can_look_at_the_books(sandbox, client, http):
     assert books["calls"] == {"messages.create": 1}
     assert books["charges"]["live"]["answers"] == 1
     assert books["charges"]["batch"] == {"answers": 0, "input_tokens": 0, "output_tokens": 0}
+
+
+def test_another_process_can_read_what_was_charged(sandbox, client, http):
+    """By the name that each request has in its batch."""
+    client.messages.create(**params("live"))
+    batch = client.messages.batches.create(requests=entries(2))
+    assert len(http.get("/_sandbox/charges").json()) == 1
+    sandbox.clock.advance(timedelta(minutes=10))
+    live, first, second = http.get("/_sandbox/charges").json()
+    assert (live["route"], live["batch_id"], live["custom_id"]) == ("live", None, None)
+    assert live["params_hash"] == params_hash(params("live"))
+    assert {(one["route"], one["batch_id"]) for one in (first, second)} == {("batch", batch.id)}
+    assert {one["custom_id"]: one["params_hash"] for one in (first, second)} == {
+        name: params_hash(params(name)) for name in ("r0", "r1")
+    }
+    assert first["usage"]["output_tokens"] > 0
+
+
+def test_another_process_can_read_the_batches(sandbox, client, http):
+    """And what became of their items, deleted ones too."""
+    sandbox.faults.add(Fault(kind="item", custom_id="r0"))
+    first = client.messages.batches.create(requests=entries(2))
+    sandbox.clock.advance(timedelta(minutes=10))
+    client.messages.batches.delete(first.id)
+    second = client.messages.batches.create(requests=[entry("x")])
+    client.messages.batches.cancel(second.id)
+
+    deleted, canceling = http.get("/_sandbox/batches").json()
+
+    assert (deleted["id"], deleted["processing_status"]) == (first.id, "ended")
+    assert None not in (deleted["deleted_at"], deleted["ended_at"])
+    assert {item["custom_id"]: item["outcome"] for item in deleted["items"]} == {
+        "r0": "errored",
+        "r1": "succeeded",
+    }
+    assert (canceling["id"], canceling["processing_status"]) == (second.id, "canceling")
+    assert canceling["cancel_initiated_at"] is not None
+    assert canceling["deleted_at"] is canceling["ended_at"] is None
+    assert canceling["items"] == [
+        {"custom_id": "x", "params_hash": params_hash(params("x")), "outcome": None}
+    ]
+    assert sum(http.get("/_sandbox/books").json()["calls"].values()) == 4
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), timedelta(days=400), timedelta(days=-3)])
+def test_every_answer_is_dated_by_the_sandboxs_clock(start, ahead):
+    """Once, whatever the machine's clock says: errors and results too."""
+    sandbox, client = start(clock=ManualClock(datetime.now(UTC) + ahead))
+    batch = client.messages.batches.create(requests=entries(1))
+    sandbox.clock.advance(timedelta(minutes=10))
+    path = f"/v1/messages/batches/{batch.id}"
+    with httpx2.Client(base_url=client.base_url, headers={"x-api-key": "k"}) as plain:
+        version = {"anthropic-version": "2023-06-01"}
+        answers = [
+            plain.get(path, headers=version),
+            plain.get(f"{path}/results", headers=version),
+            plain.get(path),
+            plain.get("/nowhere"),
+            plain.get("/_sandbox/clock"),
+        ]
+    assert [answer.status_code for answer in answers] == [200, 200, 400, 404, 200]
+    for answer in answers:
+        (date,) = answer.headers.get_list("date")
+        assert parsedate_to_datetime(date) == sandbox.clock.now().replace(microsecond=0)
 
 
 def test_another_process_can_add_list_and_clear_faults(client, http):

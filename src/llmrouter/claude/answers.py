@@ -32,7 +32,7 @@ _STATUSES = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-"""The HTTP status of each type of error in a live answer (FACTS.md); 500 for any other."""
+"""The HTTP status of each type of error in a live answer (docs/api.md); 500 for any other."""
 
 _CODE_STATUSES = {"cmek_context_unavailable": 503, "cmek_key_unreachable": 503}
 """Codes in an error's details whose status is not that of its type (the SDK's table of exceptions)."""

@@ -6,20 +6,20 @@ import contextlib
 import logging
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import anthropic
 import httpx2
 from anthropic.types.messages import MessageBatch
 
+from llmrouter.claude.calls import Calls, readable
 from llmrouter.claude.creating import Upload, classify_create_error
-from llmrouter.claude.lanes import headers_of
 from llmrouter.claude.results import parse_line, split_lines
-from llmrouter.domain.batches import ProcessingStatus, ProviderBatch
+from llmrouter.domain.batches import Listing, ProcessingStatus, ProviderBatch
 from llmrouter.errors import CreateRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
 
     from llmrouter.claude.lanes import Lanes
     from llmrouter.domain.batches import ResultLine
@@ -30,16 +30,15 @@ _log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _RETRIEVED_SINGLY = 3
-_PAGE_LIMIT = 1000
 _CLOCKS_DIFFER_BY = timedelta(minutes=1)
 _LIFE = timedelta(hours=24)
 _STATUSES = {status.value: status for status in ProcessingStatus}
-_UNREAD = {"Accept": "application/binary", "X-Stainless-Raw-Response": "stream"}
-"""As the SDK's own `with_streaming_response` asks to have a body handed over unread; spelled as it does."""
 
 
 class SdkBatchApi:
     """`llmrouter.ports.BatchApi` over a client of the SDK's. May be used from several threads.
+
+    The credential goes to the client's own base URL and nowhere else: no redirect is followed.
 
     Memory stays bounded whatever a batch weighs, except with AWS keys, whose signature needs all
     of the body. A middleware of the client's sees every call; one that sends a create again on its
@@ -47,7 +46,7 @@ class SdkBatchApi:
     """
 
     def __init__(self, client: anthropic.Anthropic, lanes: Lanes) -> None:
-        self._client = client
+        self._calls = Calls(client)
         self._lanes = lanes
 
     def serves(self, lane: Lane) -> bool:
@@ -69,7 +68,7 @@ class SdkBatchApi:
         except Exception as error:
             if isinstance(error, anthropic.AuthenticationError):
                 self._renew_token(lane)
-            retried = bool(self._client.middleware)
+            retried = bool(self._calls.client.middleware)
             raise classify_create_error(error, whole=upload.whole, retried=retried) from error
 
     def describe(self, lane: Lane, wanted: Mapping[str, datetime]) -> dict[str, ProviderBatch]:
@@ -87,13 +86,62 @@ class SdkBatchApi:
         """
         for provider_batch_id in wanted:
             _check_id(provider_batch_id)
-        with self._readable(lane):
+        with readable(lane):
             if len(wanted) > _RETRIEVED_SINGLY:
                 return self._find(lane, wanted)
             found = [self._retrieve(lane, provider_batch_id) for provider_batch_id in wanted]
             return {batch.provider_batch_id: batch for batch in found if batch is not None}
 
-    def results(self, lane: Lane, provider_batch_id: str) -> Iterator[ResultLine]:
+    def listed(self, lane: Lane, since: datetime) -> Listing:
+        """All batches of a lane's workspace that were created at or after an instant by the API's clock.
+
+        Raises:
+            anthropic.APIError: The API could not be asked, or its list cannot be read to its end.
+        """
+        shown: list[ProviderBatch] = []
+        listed_at: datetime | None = None
+        with readable(lane):
+            for page, listed_at in self._calls.pages(lane):  # noqa: B007 - the same for each page
+                batches = [_read_batch(batch) for batch in page.data]
+                known = [batch for batch in batches if batch is not None]
+                young = [batch for batch in known if batch.created_at >= since]
+                if len(known) < len(batches) or not all(batch.request_count for batch in young):
+                    # It may be the one that is looked for.
+                    raise ValueError("a batch in the list has no id, no time or no request")
+                shown.extend(young)
+                if any(batch.created_at < since for batch in known):
+                    break
+        return Listing(batches=tuple(shown), listed_at=listed_at)
+
+    def cancel(self, lane: Lane, provider_batch_id: str) -> None:
+        """Asks the API to cancel a batch; one that has ended or is being canceled is left as it is.
+
+        Raises:
+            anthropic.APIError: The API could not be asked, or does not know it (yet).
+            ValueError: The id cannot be the API's.
+        """
+        _check_id(provider_batch_id)
+        with readable(lane):
+            try:
+                self._calls.cancel(lane, provider_batch_id)
+            except (anthropic.BadRequestError, anthropic.ConflictError):
+                # Whatever it says to one that cannot be canceled any more: the batch itself tells.
+                batch = self._retrieve(lane, provider_batch_id)
+                if batch is None or batch.status is ProcessingStatus.IN_PROGRESS:
+                    raise
+
+    def delete(self, lane: Lane, provider_batch_id: str) -> None:
+        """Deletes an ended batch and its results at the API; one that is gone already is no error.
+
+        Raises:
+            anthropic.APIError: The API could not be asked, or the batch has not ended.
+            ValueError: The id cannot be the API's.
+        """
+        _check_id(provider_batch_id)
+        with readable(lane), contextlib.suppress(anthropic.NotFoundError):
+            self._calls.delete(lane, provider_batch_id)
+
+    def results(self, lane: Lane, provider_batch_id: str) -> Generator[ResultLine]:
         """Reads an ended batch's results line by line, from the client's own base URL.
 
         Ends early, and says so in the log only, when the connection breaks.
@@ -102,7 +150,9 @@ class SdkBatchApi:
             anthropic.APIError: The API could not be asked.
             ValueError: The id cannot be the API's.
         """
-        response = self._open_results(lane, _check_id(provider_batch_id))
+        _check_id(provider_batch_id)
+        with readable(lane):
+            response = self._calls.open_results(lane, provider_batch_id)
         unread = 0
         try:
             for raw in split_lines(response.iter_bytes()):
@@ -121,48 +171,27 @@ class SdkBatchApi:
             _log.info(message, unread, extra={"batch_id": provider_batch_id})
 
     def _post(self, lane: Lane, upload: Upload, content_length: int) -> ProviderBatch:
-        # With a length of its own the body goes out as it is iterated, and not in chunks.
-        headers = {
-            **headers_of(lane),
-            "content-type": "application/json",
-            "content-length": str(content_length),
-        }
-        answer = self._client.with_options(max_retries=0).post(
-            lane.endpoint, content=upload, cast_to=MessageBatch, options={"headers": headers}
-        )
-        batch = _read_batch(answer)
+        batch = _read_batch(self._calls.create(lane, upload, content_length))
         if batch is None:
             raise ValueError("the API's answer is no batch")
         return batch
 
     def _renew_token(self, lane: Lane) -> None:
         """Has the SDK drop a token that was refused: it does so only in a call that may be retried."""
-        if self._client.credentials is not None:
+        if self._calls.client.credentials is not None:
             with contextlib.suppress(anthropic.AnthropicError):
-                client = self._client.with_options(max_retries=1)
-                client.messages.batches.list(limit=1, extra_headers=headers_of(lane))
-
-    @contextlib.contextmanager
-    def _readable(self, lane: Lane) -> Iterator[None]:
-        """Turns what the SDK raises over an answer that is none of the API's into an error of its own."""
-        try:
-            yield
-        except (AttributeError, TypeError, ValueError) as error:
-            request = httpx2.Request("GET", f"{lane.base_url.rstrip('/')}{lane.endpoint}")
-            raise anthropic.APIError("the API's answer cannot be read", request, body=None) from error
+                next(self._calls.pages(lane, limit=1, max_retries=1))
 
     def _retrieve(self, lane: Lane, provider_batch_id: str) -> ProviderBatch | None:
-        batches = self._client.messages.batches
         try:
-            return _read_batch(batches.retrieve(provider_batch_id, extra_headers=headers_of(lane)))
+            return _read_batch(self._calls.retrieve(lane, provider_batch_id))
         except anthropic.NotFoundError:
             return None
 
     def _find(self, lane: Lane, wanted: Mapping[str, datetime]) -> dict[str, ProviderBatch]:
         found: dict[str, ProviderBatch] = {}
         until = min(wanted.values()) - _CLOCKS_DIFFER_BY
-        newest = self._client.messages.batches.list(limit=_PAGE_LIMIT, extra_headers=headers_of(lane))
-        for page in newest.iter_pages():
+        for page, _ in self._calls.pages(lane):
             batches = [batch for batch in map(_read_batch, page.data) if batch is not None]
             found.update(
                 (batch.provider_batch_id, batch) for batch in batches if batch.provider_batch_id in wanted
@@ -171,14 +200,6 @@ class SdkBatchApi:
             if len(found) == len(wanted) or oldest < until:
                 break
         return found
-
-    def _open_results(self, lane: Lane, provider_batch_id: str) -> anthropic.APIResponse[object]:
-        answer = self._client.get(
-            f"{lane.endpoint}/{provider_batch_id}/results",
-            cast_to=object,
-            options={"headers": {**headers_of(lane), **_UNREAD}},
-        )
-        return cast("anthropic.APIResponse[object]", answer)
 
 
 def _read_batch(batch: object) -> ProviderBatch | None:

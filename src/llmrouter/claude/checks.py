@@ -109,7 +109,7 @@ def check_values(data: Mapping[str, Any]) -> None:
 
 
 def check_batch_body(data: Mapping[str, Any], body_bytes: int) -> None:
-    """Refuses what cannot be in a batch (FACTS.md, "not in a batch").
+    """Refuses what cannot be in a batch (docs/api.md, "not in a batch").
 
     Args:
         data: The body as plain data, `extra_body` merged.

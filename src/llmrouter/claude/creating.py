@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import email.utils
 import math
-import re
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import anthropic
 import httpx2
 
+from llmrouter.claude.instants import http_date
+from llmrouter.claude.refusing import REDIRECTS, Reasons, reasons_of
 from llmrouter.errors import CreateError, CreateRefusedError, CreateUnclearError
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ _NEVER_CONNECTED = (
     httpx2.ProxyError,
     httpx2.UnsupportedProtocol,
 )
-_CONTENT_STATUSES = frozenset({400, 413, 422})
-_SPENT = re.compile(r"usage limit|spend|credit balance|billing", re.IGNORECASE)
-"""A spend limit of one's own is a 400 that only its text tells from a bad request (FACTS.md)."""
 _MESSAGE_CHARS = 300
 
 
@@ -48,7 +46,7 @@ class Upload:
         sent_bytes = 0
         for piece in self._body:
             sent_bytes += len(piece)
-            # Counted before it goes out, and never down: a redirect sends the body again.
+            # Counted before it goes out, and never down: a middleware may send the body again.
             self._sent_bytes = max(self._sent_bytes, sent_bytes)
             yield piece
 
@@ -61,19 +59,34 @@ def classify_create_error(error: Exception, *, whole: bool, retried: bool) -> Cr
         whole: Whether all of the body may have gone out.
         retried: Whether a middleware of the client's may have sent it before.
     """
-    status = error.status_code if isinstance(error, anthropic.APIStatusError) else None
-    retry_after = _retry_after(error.response) if isinstance(error, anthropic.APIStatusError) else None
-    refused = status is not None and 400 <= status < 500 and status not in _UNCLEAR_STATUSES
-    if refused or not whole or (not retried and isinstance(error.__cause__, _NEVER_CONNECTED)):
+    answered = error if isinstance(error, anthropic.APIStatusError) else None
+    status = answered.status_code if answered is not None else None
+    retry_after = _retry_after(answered.response) if answered is not None else None
+    if _said_no(status) or not whole or (not retried and isinstance(error.__cause__, _NEVER_CONNECTED)):
+        reasons = reasons_of(answered) if answered is not None else Reasons()
         return CreateRefusedError(
             f"the batch was not created: {_describe(error)}",
             status=status,
             retry_after=retry_after,
             envelope=_envelope(error),
-            blames_content=status in _CONTENT_STATUSES and _SPENT.search(_describe(error)) is None,
+            **asdict(reasons),
         )
     message = f"no clear answer to the create of a batch, which may exist now: {_describe(error)}"
     return CreateUnclearError(message, status=status, retry_after=retry_after)
+
+
+def redirect_text(response: httpx2.Response) -> str:
+    """What to say of an answer that points elsewhere. Names no path: it may carry a secret."""
+    return (
+        f"HTTP {response.status_code}, a redirect; none is followed, since it would take keys and prompts "
+        "along: set the client's base URL to where the API is"
+    )
+
+
+def _said_no(status: int | None) -> bool:
+    if status is None or status in _UNCLEAR_STATUSES:
+        return False
+    return 400 <= status < 500 or status in REDIRECTS
 
 
 def _envelope(error: Exception) -> Mapping[str, Any] | None:
@@ -83,6 +96,8 @@ def _envelope(error: Exception) -> Mapping[str, Any] | None:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, anthropic.APIStatusError):
+        if error.status_code in REDIRECTS:
+            return redirect_text(error.response)
         said = error.api_message or error.type or ""
         return f"HTTP {error.status_code} {said}".strip()[:_MESSAGE_CHARS]
     cause = error.__cause__
@@ -95,19 +110,11 @@ def _retry_after(response: httpx2.Response) -> timedelta | None:
     try:
         seconds = float(text)
     except ValueError:
-        at = _http_date(text)
+        at = http_date(text)
         if at is None:
             return None
         # The date is by the server's clock, like the date it was sent at.
-        seconds = (at - (_http_date(response.headers.get("date", "")) or datetime.now(UTC))).total_seconds()
+        seconds = (at - (http_date(response.headers.get("date", "")) or datetime.now(UTC))).total_seconds()
     if not math.isfinite(seconds) or seconds > timedelta.max.total_seconds():
         return None
     return timedelta(seconds=max(0.0, seconds))
-
-
-def _http_date(text: str) -> datetime | None:
-    try:
-        at = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)

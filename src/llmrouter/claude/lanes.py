@@ -112,7 +112,9 @@ class _Known:
         self.lanes: dict[tuple[tuple[str, str | Omit], ...], Lane] = {}
         self._defaults = _default_headers(client)
         self._base_url = _base_url(client)
-        identity = _identity(client, self._defaults).encode()
+        identity = b"\n".join(
+            filter(None, [_identity(client, self._defaults).encode(), client.base_url.userinfo])
+        )
         self._credential = hmac.new(secret, identity, hashlib.sha256).hexdigest()[:16]
         self.client_level = {name for name in _CLIENT_LEVEL if isinstance(self._defaults.get(name), str)}
         self.plain = self.lane_for({})
@@ -183,7 +185,8 @@ def _base_url(client: anthropic.Anthropic) -> str:
         raise SettingsError(
             f"{type(client).__name__} has no base URL before its first call; give it its project or base_url"
         )
-    return str(client.base_url)
+    # A lane is stored and shown: a password in the address belongs to the credential.
+    return str(client.base_url.copy_with(username=None, password=None))
 
 
 def _identity(client: anthropic.Anthropic, defaults: Mapping[str, str | Omit]) -> str:

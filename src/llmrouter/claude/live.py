@@ -6,6 +6,7 @@ import contextvars
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -102,8 +103,10 @@ class LiveCalls:
             error = raised
         try:
             done(message, error)
-        except BaseException:  # noqa: BLE001 - the thread has other calls to make
-            _log.exception("What was to be told of a live call failed.")
+        except BaseException as failure:  # noqa: BLE001 - the thread has other calls to make
+            # Where, but not its text: that may quote the answer.
+            where = "".join(traceback.format_tb(failure.__traceback__))
+            _log.error("What was to be told of a live call failed (%s).\n%s", type(failure).__name__, where)
 
 
 def call_live(client: anthropic.Anthropic, request: Mapping[str, Any], headers: CallHeaders) -> Message:

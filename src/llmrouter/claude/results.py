@@ -58,7 +58,7 @@ def parse_line(raw: bytes) -> ResultLine | None:
 
 
 def error_of(result: Any) -> dict[str, Any]:
-    """The error of an errored result, which nests twice (FACTS.md); empty where it does not."""
+    """The error of an errored result, which nests twice (docs/api.md); empty where it does not."""
     inner: Any = result
     for _ in range(2):
         inner = inner.get("error") if isinstance(inner, dict) else None

@@ -3,6 +3,8 @@
 | call | does |
 |---|---|
 | `GET /_sandbox/books` | the account in figures, as `Books.summarize` |
+| `GET /_sandbox/charges` | every answer that was charged, by route, batch, `custom_id` and `params_hash` |
+| `GET /_sandbox/batches` | every batch, oldest first, deleted ones too, and what became of its items |
 | `GET /_sandbox/faults` | every fault since the last clear, with its `strikes` |
 | `POST /_sandbox/faults` | adds the fault in the body, as `Fault.from_json` |
 | `DELETE /_sandbox/faults` | clears them |
@@ -27,10 +29,13 @@ from llmrouter.sandbox.items import parse_object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from llmrouter.sandbox.batches import Batch
+    from llmrouter.sandbox.books import Charge
     from llmrouter.sandbox.core import Sandbox
 
     Action = Callable[[dict[str, Any]], Any]
@@ -41,6 +46,8 @@ def build_admin_routes(sandbox: Sandbox) -> list[Route]:
     admin = _Admin(sandbox)
     table: list[tuple[str, str, Action]] = [
         ("GET", "books", lambda _: sandbox.books.summarize()),
+        ("GET", "charges", lambda _: [_show_charge(charge) for charge in sandbox.books.charges]),
+        ("GET", "batches", admin.show_batches),
         ("GET", "faults", lambda _: [_show(armed) for armed in sandbox.faults.armed]),
         ("POST", "faults", admin.add_fault),
         ("DELETE", "faults", admin.clear_faults),
@@ -54,6 +61,10 @@ def build_admin_routes(sandbox: Sandbox) -> list[Route]:
 class _Admin:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
+
+    def show_batches(self, _body: dict[str, Any]) -> list[dict[str, Any]]:
+        now = self._sandbox.clock.now()
+        return [_show_batch(batch, now) for batch in self._sandbox.batches.values()]
 
     def add_fault(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -91,6 +102,39 @@ def _route(action: Action) -> Callable[[Request], Awaitable[Response]]:
         return json_response(await run_in_threadpool(action, body))
 
     return answer
+
+
+def _show_charge(charge: Charge) -> dict[str, Any]:
+    return {
+        "route": charge.route,
+        "batch_id": charge.batch_id,
+        "custom_id": charge.custom_id,
+        "params_hash": charge.params_hash,
+        "model": charge.model,
+        "usage": dict(charge.usage),
+    }
+
+
+def _show_batch(batch: Batch, now: datetime) -> dict[str, Any]:
+    """What the API would not tell of a batch: its items, and their outcomes once it has ended."""
+    ended = batch.status(now) == "ended"
+    outcomes = {item.custom_id: outcome for item, outcome in batch.outcomes()} if ended else {}
+    return {
+        "id": batch.id,
+        "processing_status": batch.status(now),
+        "created_at": format_instant(batch.created_at),
+        "ended_at": format_instant(batch.ends_at) if ended else None,
+        "cancel_initiated_at": format_instant(batch.cancel_initiated_at),
+        "deleted_at": format_instant(batch.deleted_at),
+        "items": [
+            {
+                "custom_id": item.custom_id,
+                "params_hash": item.params_hash,
+                "outcome": outcomes.get(item.custom_id),
+            }
+            for item in batch.items
+        ],
+    }
 
 
 def _show(armed: ArmedFault) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from llmrouter.sandbox.books import CallRecord, Charge
 from llmrouter.sandbox.errors import ApiError
 from llmrouter.sandbox.faults import Call, Endpoint, Fault
 from llmrouter.sandbox.items import parse_object, read_batch_items, read_counted_item, read_live_item
+from llmrouter.sandbox.lines import change_lines, join_lines
 from llmrouter.sandbox.params import VERSIONS, Terms
 from llmrouter.sandbox.replies import stream_events
 
@@ -184,20 +185,25 @@ class Api:
                 batch = self._shelf.delete(request.batch_id)
                 answer = Answer(body={"id": batch.id, "type": "message_batch_deleted"})
             case "batches.results":
-                batch = self._shelf.find_results(request.batch_id)
-                answer = Answer(chunks=self._answerer.result_chunks(batch), media_type="application/x-jsonl")
+                chunks = join_lines(self._result_lines(prepared))
+                answer = Answer(chunks=chunks, media_type="application/x-jsonl")
             case _:
                 assert_never(request.endpoint)
         return answer
 
-    def first_lines(self, batch_id: str, count: int) -> list[bytes]:
+    def first_lines(self, prepared: Prepared, count: int) -> list[bytes]:
         """The first `count` lines of a batch's results, and the one after them if there is one.
 
         Raises:
             ApiError: 404, as for the results themselves.
         """
-        batch = self._shelf.find_results(batch_id)
-        return list(itertools.islice(self._answerer.result_lines(batch), count + 1))
+        return list(itertools.islice(self._result_lines(prepared), count + 1))
+
+    def _result_lines(self, prepared: Prepared) -> Iterator[bytes]:
+        batch = self._shelf.find_results(prepared.request.batch_id)
+        lines = self._answerer.result_lines(batch)
+        fault = next((fault for fault in prepared.faults if fault.kind == "lines"), None)
+        return lines if fault is None else change_lines(lines, len(batch.items), fault)
 
     def _check_credential(self, headers: Mapping[str, str]) -> None:
         credential = _read_credential(headers)
@@ -250,6 +256,7 @@ class Api:
             headers={name: value for name, value in request.headers.items() if name.startswith("anthropic-")},
             body=bytes(request.body) if self._keep_bodies else None,
             hidden_calls=sum(fault.calls for fault in prepared.faults if fault.kind == "hide"),
+            unlisted_calls=sum(fault.lists for fault in prepared.faults if fault.kind == "hide"),
             queued_limit=self.limits.queued_requests,
         )
         return self._show_batch(batch, request)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.routing import BaseRoute
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from llmrouter.sandbox.clocks import Clock
     from llmrouter.sandbox.faults import Endpoint, Fault
 
 ORGANIZATION_ID = "00000000-0000-4000-8000-000000000000"
@@ -40,13 +44,31 @@ _PATHS: dict[Endpoint, tuple[str, str]] = {
 }
 
 
-def build_app(api: Api, more_routes: Sequence[BaseRoute] = ()) -> Starlette:
-    """The ASGI application of `api`, and of `more_routes` beside it."""
+class _Dated:
+    """Dates every answer by the sandbox's clock, to the second, as HTTP has it."""
+
+    def __init__(self, app: ASGIApp, clock: Clock) -> None:
+        self._app = app
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = email.utils.format_datetime(self._clock.now(), usegmt=True).encode()
+                message = {**message, "headers": [*message.get("headers", ()), (b"date", date)]}
+            await send(message)
+
+        await self._app(scope, receive, send_dated)
+
+
+def build_app(api: Api, clock: Clock, more_routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """The ASGI application of `api`, and of `more_routes` beside it; its answers are dated by `clock`."""
     routes = [
         Route(path, _route(api, endpoint), methods=[method]) for endpoint, (method, path) in _PATHS.items()
     ]
     return Starlette(
         routes=[*routes, *more_routes],
+        middleware=[Middleware(_Dated, clock=clock)],
         exception_handlers={
             ApiError: _answer_api_error,
             HTTPException: _answer_http_exception,
@@ -144,7 +166,7 @@ async def _drop(request: Request) -> Response:
 
 
 async def _cut_results(request: Request, api: Api, prepared: Prepared, fault: Fault) -> Response:
-    lines = await run_in_threadpool(api.first_lines, prepared.request.batch_id, fault.lines)
+    lines = await run_in_threadpool(api.first_lines, prepared, fault.lines)
     whole = b"".join(lines[: fault.lines])
     rest = b"".join(lines[fault.lines :])
     transport = _transport(request)

@@ -99,7 +99,7 @@ class Sandbox:
 
     def app(self) -> Starlette:
         """The ASGI application. Faults of the connection (`drop`, `cut`) need `serve`."""
-        return build_app(self._api, build_admin_routes(self))
+        return build_app(self._api, self.clock, build_admin_routes(self))
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> SandboxServer:
         """A server of this sandbox, not started: use it in a `with`, or call `start` and `stop`.

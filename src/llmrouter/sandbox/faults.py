@@ -22,14 +22,16 @@ Endpoint = Literal[
     "batches.delete",
     "batches.results",
 ]
-FaultKind = Literal["status", "drop", "delay", "cut", "item", "hide"]
+FaultKind = Literal["status", "drop", "delay", "cut", "lines", "item", "hide"]
 CutAt = Literal["line_end", "mid_line", "broken"]
 
 _ONLY_ENDPOINT: dict[FaultKind, Endpoint] = {
     "cut": "batches.results",
+    "lines": "batches.results",
     "item": "batches.create",
     "hide": "batches.create",
 }
+_NOT_NEGATIVE = ("skip", "lines", "calls", "lists", "seconds", "repeated", "missing", "unknown")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +57,18 @@ class Fault:
     | `"drop"` | the connection is dropped without an answer | `accepted` |
     | `"delay"` | the call takes longer | `seconds`, `accepted` |
     | `"cut"` | the results end early | `lines`, `cut_at` |
+    | `"lines"` | the results have lines they should not have, or lack some; what was charged stays so | `repeated`, `missing`, `unknown`, `strangers`, `added` |
     | `"item"` | items of a new batch fare badly; each counts as one strike | `outcome`, `error_type`, `message` |
-    | `"hide"` | a new batch is answered with 404 at first | `calls` |
+    | `"hide"` | a new batch is answered with 404, and left out of the list, at first | `calls`, `lists` |
+
+    The spend limits of the API, one's own and that of a tier:
+
+        end = "You will regain access on 2026-12-01 at 00:00 UTC."
+        text = f"You have reached your specified API usage limits. {end}"
+        Fault(kind="status", endpoint="batches.create", status=400, message=text)
+        text = f"You have reached your API usage limits: the threshold of your API tier. {end}"
+        details = {"error_code": "enforced_spend_limit_reached"}
+        Fault(kind="status", endpoint="batches.create", status=429, message=text, details=details)
 
     Raises:
         ValueError: a value out of range, or an endpoint at which this kind cannot happen.
@@ -98,6 +110,18 @@ class Fault:
     """What becomes of the item: `errored`, `canceled`, or `expired`: then the batch ends at `expires_at`."""
     calls: int = 1
     """How many calls that name the new batch are answered with 404."""
+    lists: int = 0
+    """How many calls of the list leave the new batch out: one that reads several pages makes several."""
+    repeated: int = 0
+    """How many of the first lines come twice, the second time at the end."""
+    missing: int = 0
+    """How many of the last lines are missing."""
+    unknown: int = 0
+    """How many of the first lines have a result of a type that nobody knows: `{"type": "postponed"}`."""
+    strangers: Sequence[str] = ()
+    """Names of requests that are not in the batch, each to be answered at the end as if it succeeded."""
+    added: Sequence[str] = ()
+    """Lines to be added at the end as they stand, without their line feed."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FaultKind):
@@ -111,14 +135,20 @@ class Fault:
             raise ValueError(f"a fault of kind {self.kind!r} happens at {only!r}, not {self.endpoint!r}")
         if self.count is not None and self.count < 1:
             raise ValueError(f"count must be 1 or more, or None, not {self.count!r}")
-        if min(self.skip, self.lines, self.calls, self.seconds) < 0:
-            raise ValueError("skip, lines, calls and seconds must not be negative")
         if self.cut_at not in get_args(CutAt):
             raise ValueError(f"cut_at must be one of {', '.join(get_args(CutAt))}, not {self.cut_at!r}")
         if self.outcome not in OUTCOMES or self.outcome == "succeeded":
             raise ValueError(f"outcome must be errored, expired or canceled, not {self.outcome!r}")
         if not 400 <= self.status <= 599:
             raise ValueError(f"status must be from 400 to 599, not {self.status!r}")
+        self._check_amounts()
+
+    def _check_amounts(self) -> None:
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+        if isinstance(self.strangers, str) or isinstance(self.added, str):
+            raise ValueError("strangers and added must be lists of texts")  # noqa: TRY004 - as all others
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Fault:

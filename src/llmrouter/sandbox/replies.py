@@ -20,7 +20,6 @@ ServiceTier = Literal["standard", "batch"]
 _SHORTEST_CHARACTERS = 60
 _SPREAD_CHARACTERS = 400
 _DELTA_CHARACTERS = 20
-_CHUNK_BYTES = 65_536
 _PROSE = (
     "The harbour was quiet when the survey boat came in, and the crew had little to say about the weather. "
     "They had measured the channel twice, found the same depth both times, and written it down in the same "
@@ -70,18 +69,6 @@ class Answerer:
             "container": None,
             "usage": _usage(item, reply, tier),
         }
-
-    def result_chunks(self, batch: Batch) -> Iterator[bytes]:
-        """The lines of a batch's results in pieces of about 64 kB, each ending at a line's end."""
-        lines: list[bytes] = []
-        size = 0
-        for line in self.result_lines(batch):
-            lines.append(line)
-            size += len(line)
-            if size >= _CHUNK_BYTES:
-                yield b"".join(lines)
-                lines, size = [], 0
-        yield b"".join(lines)
 
     def result_lines(self, batch: Batch) -> Iterator[bytes]:
         """One line of JSON for each item, made as it is asked for, in the order of `batch.order`."""

@@ -45,6 +45,7 @@ class Shelf:
         self._cancel_takes = cancel_takes
         self._batches: dict[str, Batch] = {}
         self._hidden_calls: dict[str, int] = {}
+        self._unlisted_calls: dict[str, int] = {}
         self._counts: dict[str, Counter[Outcome]] = {}
         self._next_number = 0
         self._lock = threading.RLock()
@@ -57,6 +58,7 @@ class Shelf:
         headers: Mapping[str, str],
         body: bytes | None = None,
         hidden_calls: int = 0,
+        unlisted_calls: int = 0,
         queued_limit: int | None = None,
     ) -> Batch:
         """Shelves a new batch.
@@ -67,6 +69,7 @@ class Shelf:
             headers: the `anthropic-…` headers of the call.
             body: the body of the call, to be kept.
             hidden_calls: how many calls that name it are answered with 404.
+            unlisted_calls: how many calls of the list leave it out.
             queued_limit: how many requests may wait in all batches together.
 
         Raises:
@@ -92,6 +95,7 @@ class Shelf:
             )
             self._batches[batch.id] = batch
             self._hidden_calls[batch.id] = hidden_calls
+            self._unlisted_calls[batch.id] = unlisted_calls
             return batch
 
     def all(self) -> dict[str, Batch]:
@@ -125,7 +129,12 @@ class Shelf:
         if after_id is not None and before_id is not None:
             raise ApiError("invalid_request_error", "Only one of after_id and before_id may be given")
         with self._lock:
-            newest_first = [batch for batch in reversed(self._batches.values()) if batch.deleted_at is None]
+            lagging = self._count_lag()
+            newest_first = [
+                batch
+                for batch in reversed(self._batches.values())
+                if batch.deleted_at is None and batch.id not in lagging
+            ]
             cursor = self._find_cursor(after_id or before_id)
         if cursor is None:
             return Page(batches=tuple(newest_first[:limit]), has_more=len(newest_first) > limit)
@@ -198,6 +207,7 @@ class Shelf:
         with self._lock:
             self._batches.clear()
             self._hidden_calls.clear()
+            self._unlisted_calls.clear()
             self._counts.clear()
 
     def _check_queue(self, size: int, queued_limit: int | None, now: datetime) -> None:
@@ -210,6 +220,13 @@ class Shelf:
                 f"{waiting} requests are waiting in the batch queue; at most {queued_limit} may",
                 headers={"retry-after": "60"},
             )
+
+    def _count_lag(self) -> set[str]:
+        """Counts one call of the list; returns the batches that it leaves out."""
+        lagging = {batch_id for batch_id, left in self._unlisted_calls.items() if left > 0}
+        for batch_id in lagging:
+            self._unlisted_calls[batch_id] -= 1
+        return lagging
 
     def _find_cursor(self, batch_id: str | None) -> Batch | None:
         if batch_id is None:

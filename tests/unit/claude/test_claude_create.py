@@ -92,7 +92,7 @@ def test_a_status_that_is_not_known_yet_is_no_end() -> None:
 
 
 REFUSALS = [400, 401, 402, 403, 404, 413, 422, 429]
-UNCLEAR = [302, 408, 409, 500, 502, 503, 504, 529]
+UNCLEAR = [300, 303, 304, 408, 409, 500, 502, 503, 504, 529]
 
 
 @pytest.mark.parametrize("status", REFUSALS)
@@ -106,6 +106,20 @@ def test_a_clear_no_is_a_refusal(status: int) -> None:
     assert caught.value.status == status
     assert isinstance(caught.value.__cause__, anthropic.APIStatusError)
     assert len(api.wire) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_a_refusal_and_is_not_followed(status: int) -> None:
+    """Whoever answers so did not take the batch; the credential and the prompts go nowhere else."""
+    api = Api(answer_with(status, {"secret": "x"}, location="http://elsewhere.invalid/token-x"))
+
+    with pytest.raises(CreateRefusedError, match=f"HTTP {status}, a redirect.*base URL") as caught:
+        api.create()
+
+    assert caught.value.status == status
+    assert not caught.value.blames_content
+    assert "token-x" not in str(caught.value)
+    assert [str(request.url.host) for request in api.wire] == ["api.anthropic.com"]
 
 
 @pytest.mark.parametrize("status", UNCLEAR)

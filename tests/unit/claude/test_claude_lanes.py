@@ -330,3 +330,14 @@ def test_a_lane_takes_away_what_it_does_not_have() -> None:
 
     assert "anthropic-beta" not in wire[0].headers
     assert wire[0].headers["anthropic-version"] == "2026-10-21"
+
+
+def test_a_password_in_the_base_url_is_part_of_the_credential() -> None:
+    """A lane is stored and shown, and tells accounts of a gateway apart."""
+    lanes = [
+        Lanes(silent_client(base_url=f"http://{user}gateway:8000/x"), SECRET).lane_for({})
+        for user in ("", "a:one@", "a:two@")
+    ]
+
+    assert {lane.base_url for lane in lanes} == {"http://gateway:8000/x/"}
+    assert len({lane.credential for lane in lanes}) == 3
