@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import platformdirs
@@ -29,6 +30,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as SourceError
 
+from llmrouter import failpoints
 from llmrouter.domain.batches import API_MAX_BYTES, API_MAX_REQUESTS
 from llmrouter.domain.latency import (
     CLASS_NAME,
@@ -86,7 +88,7 @@ class ClassSettings(BaseModel):
 
 
 class PolicySettings(BaseModel):
-    """The numbers of POLICY.md that can be changed; tests shrink them."""
+    """The numbers of docs/policy.md that can be changed; tests shrink them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -124,11 +126,18 @@ class Settings(BaseSettings):
     poll: Span | None = None
     """How often an open batch is looked at. By default from 10 s to 60 s, with its age."""
     batch_max_requests: int | None = Field(default=None, ge=1, le=API_MAX_REQUESTS)
-    """Requests in a batch: this number exactly. By default POLICY.md's."""
+    """Requests in a batch: this number exactly. By default that of docs/policy.md."""
     batch_max_bytes: int | None = Field(default=None, ge=1, le=API_MAX_BYTES)
-    """Bytes of a batch as it is posted: this number exactly. By default POLICY.md's."""
+    """Bytes of a batch as it is posted: this number exactly. By default that of docs/policy.md."""
     max_attempts: int = Field(default=3, ge=1, le=200)
     """Batches that a request may be in before its passing errors become its outcome."""
+    in_doubt_grace: Span = timedelta(minutes=2)
+    """How long the API is asked for a batch whose create has no clear answer before it counts as not
+    created."""
+    retention: Span = timedelta(days=29)
+    """How long an answer is kept after it was settled; one that nobody has picked up is kept longer."""
+    delete_after_collect: bool = False
+    """Whether a batch is deleted at the API once its results are safely stored."""
     durability: Literal["process", "power"] = "process"
     """``"power"``: each enqueue is synced to the disk. Intents and outcomes always are."""
     real_time_threads: int = Field(default=128, ge=1)
@@ -188,7 +197,8 @@ class Settings(BaseSettings):
         """The store, with the default filled in."""
         if self.store:
             return self.store
-        return f"disk://{Path(platformdirs.user_data_dir('llmrouter', appauthor=False)) / 'store'}"
+        folder = Path(platformdirs.user_data_dir("llmrouter", appauthor=False)) / "store"
+        return f"disk://{quote(str(folder))}"
 
 
 def _from_file(
@@ -207,7 +217,7 @@ def _check_names(values: dict[str, Any]) -> None:
         if name not in known:
             raise SettingsError(f"{name}: no such setting{_suggest(name, known)}")
     variables = {f"{ENV_PREFIX}{field.upper()}" for field in known}
-    for name in os.environ:
+    for name in os.environ.keys() - {failpoints.VARIABLE}:
         if name.upper().startswith(ENV_PREFIX) and name.upper().split(_NESTED)[0] not in variables:
             raise SettingsError(f"{name}: no such setting{_suggest(name, variables)}")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from anthropic import Anthropic
 
@@ -17,6 +18,7 @@ from llmrouter.claude.lanes import Lanes
 from llmrouter.claude.live import LiveCalls
 from llmrouter.domain.requests import OutcomeKind
 from llmrouter.domain.scheduling import Margin, batch_limits
+from llmrouter.engine.canceller import Canceller
 from llmrouter.engine.collector import Collector
 from llmrouter.engine.flusher import Flusher
 from llmrouter.engine.intake import Intake
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from llmrouter.domain.requests import Outcome
     from llmrouter.ports import Clock, Store
     from llmrouter.settings import Settings
+    from llmrouter.stores._repair import RepairReport
 
 
 class SystemClock:
@@ -45,6 +48,10 @@ class SystemClock:
     def now(self) -> datetime:
         """The present instant, aware, UTC."""
         return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds that no setting of the clock changes."""
+        return time.monotonic()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +68,7 @@ class Engine:
     flusher: Flusher
     collector: Collector
     reconciler: Reconciler
+    canceller: Canceller
     janitor: Janitor
 
 
@@ -103,6 +111,7 @@ class Parts:
             name: batch_limits(latency, settings.batch_max_requests, settings.batch_max_bytes)
             for name, latency in self.routing.classes.items()
         }
+        flusher = Flusher(store, api, clock, limits, max_attempts=settings.max_attempts)
         return Engine(
             store=store,
             clock=clock,
@@ -110,17 +119,21 @@ class Parts:
             limits=limits,
             margin=Margin(at_least=settings.policy.margin_min, at_most=settings.policy.margin_max),
             keeper=LeaseKeeper(store),
-            flusher=Flusher(store, api, clock, limits),
+            flusher=flusher,
             collector=Collector(
                 store,
                 api,
                 clock,
                 fixed_poll=settings.poll is not None,
                 max_attempts=settings.max_attempts,
+                delete_after_collect=settings.delete_after_collect,
                 on_settled=on_settled,
             ),
-            reconciler=Reconciler(store),
-            janitor=Janitor(store),
+            reconciler=Reconciler(
+                store, api, clock, grace=settings.in_doubt_grace, under_way=flusher.creator.under_way
+            ),
+            canceller=Canceller(store, api, clock),
+            janitor=Janitor(store, clock, settings.retention),
         )
 
 
@@ -147,17 +160,35 @@ def build(
         if store is None or isinstance(store, str)
         else store
     )
+    try:
+        lanes = Lanes(client, kept.secret())
+    except BaseException:
+        if owns_store:
+            kept.close()
+        raise
     return Parts(
         settings=settings,
         clock=clock,
         store=kept,
         owns_store=owns_store,
         client=client,
-        lanes=Lanes(client, kept.secret()),
+        lanes=lanes,
         live=LiveCalls(client, settings.real_time_threads),
         routing=Routing(settings.latency_classes()),
         intake=Intake(kept, clock),
     )
+
+
+def repair_store(url: str) -> RepairReport:
+    """Repairs the damaged store that a URL names, where that loses nothing.
+
+    Raises:
+        SettingsError: It is no store in a folder.
+        StoreError: It is in use, or cannot be repaired; the message says what to do.
+    """
+    from llmrouter.stores._repair import repair  # noqa: PLC0415  (seldom needed)
+
+    return repair(store_folder(url))
 
 
 def open_store(url: str, settings: Settings) -> Store:
@@ -167,18 +198,22 @@ def open_store(url: str, settings: Settings) -> Store:
         SettingsError: There is no such kind of store.
         StoreUnusableError: It cannot be opened.
     """
-    parts = urlsplit(url)
-    match parts.scheme:
+    match url.partition(":")[0]:
         case "disk":
             from llmrouter.stores.disk import DiskStore  # noqa: PLC0415  (only the chosen adapter is loaded)
 
-            folder = unquote(f"{parts.netloc}{parts.path}")
-            if not folder:
-                raise SettingsError(f"store: {url!r} names no folder; write disk:///path/to/folder")
-            return DiskStore(Path(folder).expanduser(), durability=settings.durability)
+            return DiskStore(store_folder(url), durability=settings.durability)
         case "memory":
             from llmrouter.stores.memory import MemoryStore  # noqa: PLC0415
 
             return MemoryStore()
         case _:
             raise SettingsError(f"store: {url!r} is no store; write disk:///path/to/folder or memory://")
+
+
+def store_folder(url: str) -> Path:
+    """The folder of a ``disk://`` URL. What follows the scheme is a path, with %20 and the like read."""
+    scheme, _, path = url.partition("://")
+    if scheme != "disk" or not path:
+        raise SettingsError(f"store: {url!r} names no folder; write disk:///path/to/folder")
+    return Path(unquote(path)).expanduser()

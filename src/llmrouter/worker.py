@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+import traceback
 from concurrent import futures
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -14,33 +18,49 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from llmrouter.domain.latency import CronLine, Interval, name_weekdays
+from llmrouter.domain.reporting import EngineReport
 from llmrouter.domain.scheduling import Flush, FlushReason, plan_early_flushes
+from llmrouter.engine.clock_guard import ClockGuard
 from llmrouter.engine.lease import RENEW_EVERY
-from llmrouter.errors import LeaseLostError, StoreBusyError
+from llmrouter.errors import LeaseLostError, LlmrouterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from datetime import timedelta
+    from collections.abc import Callable, Iterable, Mapping
     from zoneinfo import ZoneInfo
 
     from apscheduler.job import Job
 
     from llmrouter.domain.latency import Schedule
-    from llmrouter.engine.flusher import Hold
+    from llmrouter.domain.reporting import Hold
     from llmrouter.ports import Lease
     from llmrouter.wiring import Engine
 
 _WATCH_SECONDS = 1
 _POLL_SECONDS = 5
 _SWEEP_SECONDS = 30
-_THREADS = 3
-_FLUSHES = "flushes"
+_PRUNE_SECONDS = 3600
+_THREADS = 6
+_ALONE = "alone"
+"""The executor of what keeps the lease: nothing may make it wait for a thread."""
+_CREATES = 8
+"""Backlogs that may leave side by side: a create that hangs holds back its own lane and class only."""
 
 log = logging.getLogger("llmrouter.worker")
 _quiet = logging.getLogger("llmrouter.worker.clockwork")
 _quiet.setLevel(logging.CRITICAL)
 """APScheduler warns when a job is still busy at its next time, and reports an error when the interpreter
 ends before `stop` was called: nothing to tell a user of. What jobs raise goes to `log`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A job, and what makes its times anew when the machine's clock was set."""
+
+    name: str
+    job: Callable[[], object]
+    trigger: Callable[[], CronTrigger | IntervalTrigger]
+    at_once: bool = False
+    executor: str = "default"
 
 
 class Worker:
@@ -59,24 +79,28 @@ class Worker:
             timezone: Of cron lines; None for the machine's.
         """
         self._engine = engine
-        self._flushing = threading.Lock()
-        self._callers = futures.ThreadPoolExecutor(1, thread_name_prefix="llmrouter-flush")
-        self._reconciled: Lease | None = None
+        self._creates = futures.ThreadPoolExecutor(_CREATES, thread_name_prefix="llmrouter-create")
+        self._leaving: dict[tuple[str, str], futures.Future[int]] = {}
+        self._again: dict[tuple[str, str], Flush] = {}
+        self._leaving_lock = threading.Lock()
+        self._reported: tuple[object, ...] = ()
         self._flush_jobs: dict[str, Job] = {}
         self.problems: dict[str, str] = {}
         self._scheduler = BackgroundScheduler(
-            # Flushes wait for each other, so one thread is enough; a slow create leaves the rest theirs.
-            executors={"default": ThreadPoolExecutor(_THREADS), _FLUSHES: ThreadPoolExecutor(1)},
+            executors={"default": ThreadPoolExecutor(_THREADS), _ALONE: ThreadPoolExecutor(1)},
             logger=_quiet,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             **({} if timezone is None else {"timezone": timezone}),
         )
-        self._add_jobs(poll, timezone)
+        self._tasks = self._all_tasks(poll, timezone)
+        for task in self._tasks:
+            self._add(task)
+        self._guard = ClockGuard(self._schedule_anew)
 
     @property
     def holds(self) -> Mapping[str, Hold]:
         """Lanes that are held back after a refusal, by lane id."""
-        return self._engine.flusher.holds
+        return self._engine.flusher.holds.all()
 
     @property
     def working(self) -> bool:
@@ -87,78 +111,143 @@ class Worker:
         """Takes the lease if it is free, and begins to work."""
         self._guarded("lease", self._keep_lease)
         self._scheduler.start()
+        self._guard.start()
 
     def stop(self) -> None:
         """Ends cleanly: waits for a create or a settle that is under way, and gives the lease back."""
-        if self._scheduler.running:
-            self._scheduler.shutdown(wait=True)
-        self._callers.shutdown(wait=True)
+        self._guard.stop()
+        self._engine.flusher.stopping.set()
+        # A create may take longer than the lease lasts.
+        with self._engine.keeper.prolonging(self._engine.clock):
+            if self._scheduler.running:
+                self._scheduler.shutdown(wait=True)
+            # Those that have not begun find that it is stopping. Canceled, they would be waited for in vain.
+            self._creates.shutdown(wait=True)
+        self._guarded("tidy", lambda: self._engine.flusher.creator.tidy(self._engine.keeper.lease))
         self._guarded("lease", self._engine.keeper.release)
 
-    def flush(self) -> int:
+    def flush(self, *, wait: bool = True) -> int:
         """Sends everything that waits now; answers with the batches it created when it has.
 
         Where another process works on the store, it is asked to do so, and the answer is 0.
+
+        Args:
+            wait: False: do not wait for the creates, and answer 0.
         """
         lease = self._engine.keeper.lease
         if lease is not None:
             try:
-                return self._flush_in_thread(lease)
+                if wait:  # What is leaving may leave some of it behind.
+                    with self._leaving_lock:
+                        leaving = list(self._leaving.values())
+                    futures.wait(leaving)
+                leaving = self._flush_all(lease)
+                if not wait:
+                    return 0
+                futures.wait(leaving)
+                return sum(one.result() for one in leaving if not one.cancelled())
             except LeaseLostError:
                 self._engine.keeper.lose()
         self._engine.store.request_flush()
         return 0
 
-    def _flush_in_thread(self, lease: Lease) -> int:
-        """Flushes so that Ctrl-C ends the wait, and not a create in the middle of it."""
-        try:
-            flushing = self._callers.submit(self._flush_all, lease)
-        except RuntimeError:
-            # The interpreter ends, and no thread begins any more; or this worker has been stopped.
-            return self._flush_all(lease) if self._scheduler.running else 0
-        return flushing.result()
-
-    def _add_jobs(self, poll: timedelta | None, timezone: ZoneInfo | None) -> None:
-        for name, latency in self._engine.classes.items():
-            # An interval begins with a flush: of what an earlier process left behind.
-            at_once = isinstance(latency.flush, Interval)
-            self._flush_jobs[name] = self._add(
-                f"flush:{name}", _trigger(latency.flush, timezone), self._flush_class(name), _FLUSHES, at_once
-            )
-        poll_seconds = _POLL_SECONDS if poll is None else poll.total_seconds()
-        self._add("lease", _every(RENEW_EVERY.total_seconds()), self._keep_lease)
-        self._add("watch", _every(_WATCH_SECONDS), self._leased(self._watch), _FLUSHES)
-        self._add("poll", _every(poll_seconds), self._leased(self._engine.collector.run_once))
-        self._add("sweep", _every(_SWEEP_SECONDS), self._leased(self._engine.janitor.run_once))
-
-    def _add(
-        self,
-        name: str,
-        trigger: CronTrigger | IntervalTrigger,
-        job: Callable[[], object],
-        executor: str = "default",
-        at_once: bool = False,
-    ) -> Job:
-        first = {"next_run_time": datetime.now(UTC)} if at_once else {}
-        return self._scheduler.add_job(
-            self._guarded, trigger, args=(name, job), id=name, name=name, executor=executor, **first
+    def prune(self, older_than: timedelta | None, *, undelivered: bool) -> int | None:
+        """See `llmrouter.engine.janitor.Janitor.prune`; None where another process works on the store."""
+        lease = self._engine.keeper.lease
+        return (
+            None if lease is None else self._engine.janitor.prune(lease, older_than, undelivered=undelivered)
         )
+
+    def _all_tasks(self, poll: timedelta | None, timezone: ZoneInfo | None) -> list[_Task]:
+        engine = self._engine
+        look_every = _every(_POLL_SECONDS if poll is None else poll.total_seconds())
+        tasks = [
+            # An interval begins with a flush: of what an earlier process left behind.
+            _Task(
+                f"flush:{name}",
+                self._flush_class(name),
+                _trigger(latency.flush, timezone),
+                at_once=isinstance(latency.flush, Interval),
+            )
+            for name, latency in engine.classes.items()
+        ]
+        return [
+            *tasks,
+            _Task("lease", self._keep_lease, _every(RENEW_EVERY.total_seconds()), executor=_ALONE),
+            _Task("watch", self._watch, _every(_WATCH_SECONDS)),
+            _Task("poll", self._leased(engine.collector.run_once), look_every, at_once=True),
+            _Task("cancel", self._leased(engine.canceller.run_once), look_every),
+            _Task("reconcile", self._leased(engine.reconciler.run_once), look_every, at_once=True),
+            _Task("sweep", self._leased(engine.janitor.run_once), _every(_SWEEP_SECONDS)),
+            _Task("prune", self._leased(engine.janitor.prune), _every(_PRUNE_SECONDS)),
+        ]
+
+    def _add(self, task: _Task) -> None:
+        first = {"next_run_time": datetime.now(UTC)} if task.at_once else {}
+        job = self._scheduler.add_job(
+            self._guarded,
+            task.trigger(),
+            args=(task.name, task.job),
+            id=task.name,
+            name=task.name,
+            executor=task.executor,
+            **first,
+        )
+        kind, _, latency = task.name.partition(":")
+        if kind == "flush":
+            self._flush_jobs[latency] = job
+
+    def _schedule_anew(self, seconds: float) -> None:
+        """The machine's clock was set, or it slept.
+
+        What was scheduled by the old clock would come hours late when it was set back. Forward,
+        what has become due by it is due.
+        """
+        log.warning("the machine's clock went %+.0f s", seconds)
+        self._engine.reconciler.note_clock()
+        if seconds < 0:
+            for task in self._tasks:
+                self._guarded("clock", partial(self._reschedule, task, timedelta(seconds=seconds)))
+
+    def _reschedule(self, task: _Task, jump: timedelta) -> None:
+        """By the new clock: a cron line's next time, or what was left of an interval."""
+        trigger, job = task.trigger(), self._scheduler.get_job(task.name)
+        if job is None:
+            return
+        if isinstance(trigger, CronTrigger):
+            self._scheduler.reschedule_job(task.name, trigger=trigger)
+        else:
+            now = datetime.now(UTC)
+            due = max(job.next_run_time.astimezone(UTC) + jump, now)
+            self._scheduler.modify_job(task.name, trigger=trigger, next_run_time=due)
 
     def _guarded(self, name: str, job: Callable[[], object]) -> None:
         """Runs a job; whatever goes wrong is logged and shown in the status, and does not end the rest."""
+        with contextlib.suppress(Exception):  # `_noted` has told of it, and the next run may fare better.
+            self._noted(name, job)
+
+    def _noted(self, name: str, job: Callable[[], object]) -> None:
+        """Runs a job, and notes what goes wrong."""
         try:
             job()
         except LeaseLostError as error:
             self._engine.keeper.lose()
             log.warning("%s: %s", name, error)
-        except StoreBusyError as error:
-            self.problems[name] = str(error)
-            log.warning("%s: %s", name, error)
+            raise
         except Exception as error:
-            self.problems[name] = f"{type(error).__name__}: {error}"
-            log.exception("%s failed; it will be tried again", name)
+            self._note_problem(name, error)
+            raise
         else:
             self.problems.pop(name, None)
+
+    def _note_problem(self, name: str, error: Exception) -> None:
+        """Logs a problem when it is new: a full disk would fill the log too."""
+        said = str(error) if isinstance(error, LlmrouterError) else type(error).__name__
+        if self.problems.get(name) != said:
+            # The place without the words, which may be of a prompt or an answer.
+            place = "" if isinstance(error, LlmrouterError) else "\n" + _place(error)
+            log.error("%s failed; it will be tried again: %s%s", name, said, place)
+        self.problems[name] = said
 
     def _leased(self, job: Callable[[Lease], object]) -> Callable[[], None]:
         def run() -> None:
@@ -169,40 +258,91 @@ class Worker:
         return run
 
     def _keep_lease(self) -> None:
-        lease = self._engine.keeper.run_once(self._engine.clock.now())
-        if lease is not None and lease != self._reconciled:
-            self._engine.reconciler.run_once(lease)
-            self._reconciled = lease
+        engine = self._engine
+        lease = engine.keeper.run_once(engine.clock.now())
+        if lease is None:
+            return
+        holds = tuple(engine.flusher.holds.all().values())
+        said = (lease, holds, tuple(self.problems.items()))
+        if said != self._reported:
+            report = EngineReport(at=engine.clock.now(), holds=holds, problems=dict(self.problems))
+            engine.store.report(lease, report)
+            self._reported = said
 
     def _flush_class(self, name: str) -> Callable[[], None]:
         def flush(lease: Lease) -> None:
             backlog = [waiting for waiting in self._engine.store.waiting() if waiting.latency == name]
-            self._send(lease, [Flush(waiting=waiting, reason=FlushReason.SCHEDULED) for waiting in backlog])
+            self._send(lease, [Flush(waiting=one, reason=FlushReason.SCHEDULED) for one in backlog])
 
         return self._leased(flush)
 
-    def _watch(self, lease: Lease) -> None:
-        if self._engine.store.take_flush_request(lease):
+    def _watch(self) -> None:
+        engine, lease = self._engine, self._engine.keeper.lease
+        engine.flusher.creator.tidy(lease)
+        if lease is None:
+            return
+        if engine.store.take_flush_request(lease):
             self._flush_all(lease)
             return
         flushes = plan_early_flushes(
-            self._engine.clock.now(),
-            self._engine.store.waiting(),
-            self._engine.classes,
-            self._engine.limits,
+            engine.clock.now(),
+            engine.store.waiting(),
+            engine.classes,
+            engine.limits,
             self._next_slots(),
-            self._engine.margin,
+            engine.margin,
         )
         self._send(lease, flushes)
 
-    def _flush_all(self, lease: Lease) -> int:
+    def _flush_all(self, lease: Lease) -> list[futures.Future[int]]:
         backlog = self._engine.store.waiting()
         return self._send(lease, [Flush(waiting=waiting, reason=FlushReason.ASKED) for waiting in backlog])
 
-    def _send(self, lease: Lease, flushes: list[Flush]) -> int:
-        # One at a time: two flushes of a lane would only split its batches.
-        with self._flushing:
-            return self._engine.flusher.run_once(lease, flushes)
+    def _send(self, lease: Lease, flushes: Iterable[Flush]) -> list[futures.Future[int]]:
+        """Lets each backlog leave in a thread of its own, unless it is leaving already.
+
+        What somebody asked for leaves again then: a thread that only waits for its turn would be
+        missing to the others.
+        """
+        return [self._start(lease, flush) for flush in flushes if not self._is_leaving(flush)]
+
+    def _is_leaving(self, flush: Flush) -> bool:
+        with self._leaving_lock:
+            leaving = _name(flush) in self._leaving
+            if leaving and flush.reason is FlushReason.ASKED:
+                self._again[_name(flush)] = flush
+            return leaving
+
+    def _start(self, lease: Lease, flush: Flush) -> futures.Future[int]:
+        def run() -> int:
+            created = 0
+
+            def leave() -> None:
+                nonlocal created
+                created = self._engine.flusher.run_once(lease, flush)
+
+            self._noted(f"create:{flush.waiting.latency}", leave)
+            return created
+
+        try:
+            leaving = self._creates.submit(run)
+        except RuntimeError:
+            # The interpreter ends, and no thread begins any more; or this worker has been stopped.
+            leaving = futures.Future()
+            leaving.set_result(run() if self._scheduler.running else 0)
+            return leaving
+        with self._leaving_lock:
+            self._leaving[_name(flush)] = leaving
+        leaving.add_done_callback(lambda done: self._forget(_name(flush), done))
+        return leaving
+
+    def _forget(self, name: tuple[str, str], done: futures.Future[int]) -> None:
+        with self._leaving_lock:
+            if self._leaving.get(name) is done:
+                del self._leaving[name]
+            again, lease = self._again.pop(name, None), self._engine.keeper.lease
+        if again is not None and lease is not None:
+            self._start(lease, again)
 
     def _next_slots(self) -> dict[str, datetime]:
         # Not by get_job: it takes a lock that the scheduler keeps while it waits for this job to end.
@@ -210,11 +350,32 @@ class Worker:
         return {name: slot for name, slot in slots.items() if slot is not None}
 
 
-def _every(seconds: float) -> IntervalTrigger:
-    return IntervalTrigger(seconds=seconds)
+def _name(flush: Flush) -> tuple[str, str]:
+    return flush.waiting.lane.lane_id, flush.waiting.latency
 
 
-def _trigger(schedule: Schedule, timezone: ZoneInfo | None) -> CronTrigger | IntervalTrigger:
+def _place(error: Exception) -> str:
+    return "".join(traceback.format_tb(error.__traceback__)).rstrip()
+
+
+class _EveryTrigger(IntervalTrigger):  # type: ignore[misc]
+    """An interval that skips what was missed: a year slept over is 30 million seconds, each one listed."""
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        """The next time, at most one interval before ``now``."""
+        following: datetime | None = super().get_next_fire_time(previous_fire_time, now)
+        if following is None or following >= now:
+            return following
+        interval: timedelta = self.interval
+        return following + (now - following) // interval * interval
+
+
+def _every(seconds: float) -> Callable[[], IntervalTrigger]:
+    return lambda: _EveryTrigger(seconds=seconds)
+
+
+def _trigger(schedule: Schedule, timezone: ZoneInfo | None) -> Callable[[], CronTrigger | IntervalTrigger]:
     if isinstance(schedule, CronLine):
-        return CronTrigger.from_crontab(name_weekdays(schedule.line), timezone)
+        line = name_weekdays(schedule.line)
+        return lambda: CronTrigger.from_crontab(line, timezone)
     return _every(schedule.every.total_seconds())

@@ -12,11 +12,21 @@ class FakeClock:
 
     def __init__(self, start: datetime = START) -> None:
         self._now = start
+        self._elapsed = 0.0
 
     def now(self) -> datetime:
         """The instant it stands at."""
         return self._now
 
+    def monotonic(self) -> float:
+        """Seconds it has moved on; setting it does not count."""
+        return self._elapsed
+
     def advance(self, span: timedelta) -> None:
         """Moves on."""
         self._now += span
+        self._elapsed += span.total_seconds()
+
+    def set(self, instant: datetime) -> None:
+        """Somebody sets the machine's clock."""
+        self._now = instant

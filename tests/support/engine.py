@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import anthropic
+import httpx2
+
 from llmrouter.domain.packing import BatchLimits
 from llmrouter.domain.scheduling import Flush, FlushReason, Margin
+from llmrouter.engine.canceller import Canceller
 from llmrouter.engine.collector import Collector
 from llmrouter.engine.flusher import Flusher
 from llmrouter.engine.janitor import Janitor
 from llmrouter.engine.lease import LeaseKeeper
 from llmrouter.engine.reconciler import Reconciler
+from llmrouter.errors import CreateRefusedError, CreateUnclearError
 from llmrouter.stores.memory import MemoryStore
 from llmrouter.wiring import Engine
 from support.batch_api import FakeBatchApi
@@ -19,11 +25,54 @@ from support.clocks import FakeClock
 from support.requests import DAILY, LANE, queued
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from llmrouter.domain.batches import Batch, BatchState, ProviderBatch
     from llmrouter.domain.latency import LatencyClass
-    from llmrouter.domain.requests import Lane, Outcome, QueuedRequest, Waiting
-    from llmrouter.ports import BatchApi, Lease, Store
+    from llmrouter.domain.requests import Lane, Outcome, OutcomeKind, QueuedRequest, Waiting
+    from llmrouter.ports import BatchApi, BatchBody, Lease, Store
+
+
+@dataclass
+class WireApi(FakeBatchApi):
+    """The fake API as it is met through the adapter: a body that breaks off has created nothing."""
+
+    on_piece: Callable[[int], None] = lambda number: None
+    """Called when so many pieces of a body have gone out, 0 before the first."""
+
+    def create(self, lane: Lane, body: BatchBody) -> ProviderBatch:
+        """See `BatchApi.create`."""
+        pieces: list[bytes] = []
+        try:
+            self.on_piece(0)
+            for piece in body:
+                pieces.append(piece)
+                self.on_piece(len(pieces))
+        except Exception as error:
+            raise CreateRefusedError("the batch was not created: its body broke off") from error
+        return super().create(lane, Whole(b"".join(pieces)))
+
+
+@dataclass
+class Whole:
+    """A finished body."""
+
+    raw: bytes
+
+    @property
+    def content_length(self) -> int:
+        """How long it is."""
+        return len(self.raw)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.raw
+
 
 LEASE = timedelta(hours=1000)
+GRACE = timedelta(minutes=2)
+RETENTION = timedelta(days=29)
+
+Items = list[dict[str, Any]]
 
 
 class Bench:
@@ -36,17 +85,36 @@ class Bench:
         max_requests: int = 1000,
         max_attempts: int = 3,
         fixed_poll: bool = True,
+        delete_after_collect: bool = False,
     ) -> None:
         self.clock = FakeClock()
-        self.api = FakeBatchApi(self.clock)
+        self.api = WireApi(self.clock)
         self.store: Store = store or MemoryStore()
         self.limits = {"daily": BatchLimits(max_requests=max_requests)}
         self._others = 0
-        self.lease = self._take_lease()
-        self.flusher = Flusher(self.store, self.api, self.clock, self.limits)
-        self.collector = Collector(
-            self.store, self.api, self.clock, fixed_poll=fixed_poll, max_attempts=max_attempts
+        self._collecting = {
+            "fixed_poll": fixed_poll,
+            "max_attempts": max_attempts,
+            "delete_after_collect": delete_after_collect,
+        }
+        self.lease = self._take_lease("tests")
+        self.restart()
+
+    def restart(self) -> None:
+        """The process ends and begins anew: what its parts had in memory is gone. The lease stays."""
+        self.flusher = Flusher(
+            self.store, self.api, self.clock, self.limits, max_attempts=self._collecting["max_attempts"]
         )
+        self.collector = Collector(self.store, self.api, self.clock, **self._collecting)
+        self.reconciler = Reconciler(
+            self.store, self.api, self.clock, grace=GRACE, under_way=self.flusher.creator.under_way
+        )
+        self.canceller = Canceller(self.store, self.api, self.clock)
+        self.janitor = Janitor(self.store, self.clock, RETENTION)
+
+    def another_reconciler(self) -> Reconciler:
+        """That of another process."""
+        return Reconciler(self.store, self.api, self.clock, grace=GRACE)
 
     def enqueue(self, count: int = 1, **options: Any) -> list[QueuedRequest]:
         """Puts requests into the queue."""
@@ -60,18 +128,47 @@ class Bench:
         return found[0]
 
     def flush(self, reason: FlushReason = FlushReason.SCHEDULED) -> int:
-        """Flushes all that waits."""
-        flushes = [Flush(waiting=waiting, reason=reason) for waiting in self.store.waiting()]
-        return self.flusher.run_once(self.lease, flushes)
+        """Flushes all that waits, one backlog after the other."""
+        return sum(
+            self.flusher.run_once(self.lease, Flush(waiting=waiting, reason=reason))
+            for waiting in self.store.waiting()
+        )
+
+    def claim(self, batch_id: str = "batch_claimed", nonce: str = "n" * 10) -> Batch:
+        """Writes an intent, as a process does that ends before the create is answered."""
+        batch = self.store.claim(
+            self.lease,
+            self.waiting(),
+            self.limits["daily"],
+            batch_id=batch_id,
+            nonce=nonce,
+            now=self.clock.now(),
+        )
+        assert batch is not None
+        return batch
 
     def collect(self) -> int:
         """Looks at the open batches whose turn it is: all of them, unless the poll is not fixed."""
         return self.collector.run_once(self.lease)
 
-    def outcomes(self, requests: list[QueuedRequest]) -> dict[str, Outcome]:
+    def reconcile(self, *, passes: timedelta = timedelta(0)) -> int:
+        """Lets time pass, then looks for the batches in doubt."""
+        self.clock.advance(passes)
+        return self.reconciler.run_once(self.lease)
+
+    def outcomes(self, requests: Sequence[QueuedRequest]) -> dict[str, Outcome]:
         """How these requests ended, by id."""
         ids = [request.request_id for request in requests]
         return {outcome.request_id: outcome for outcome in self.store.outcomes(ids)}
+
+    def kinds(self, requests: Sequence[QueuedRequest]) -> list[OutcomeKind | None]:
+        """How each request ended, in order; None for those that have not."""
+        outcomes = self.outcomes(requests)
+        return [outcomes[one.request_id].kind if one.request_id in outcomes else None for one in requests]
+
+    def states(self) -> list[BatchState]:
+        """Of the open batches."""
+        return [batch.state for batch in self.store.open_batches()]
 
     def queued_count(self) -> int:
         """How many requests wait."""
@@ -80,13 +177,19 @@ class Bench:
     def lose_lease(self) -> Lease:
         """Another process takes over; returns its lease."""
         self.clock.advance(LEASE * 2)
+        return self.hand_over()
+
+    def hand_over(self) -> Lease:
+        """Another process takes over at once; returns its lease. Time stands still."""
         self._others += 1
-        lease = self.store.acquire_lease(f"another {self._others}", self.clock.now(), LEASE)
+        later = self.clock.now() + LEASE * 10 * self._others
+        lease = self.store.acquire_lease(f"another {self._others}", later, LEASE)
         assert lease is not None
+        assert lease.fence > self.lease.fence
         return lease
 
-    def _take_lease(self) -> Lease:
-        lease = self.store.acquire_lease("tests", self.clock.now(), LEASE)
+    def _take_lease(self, holder: str) -> Lease:
+        lease = self.store.acquire_lease(holder, self.clock.now(), LEASE)
         assert lease is not None
         return lease
 
@@ -95,6 +198,7 @@ def make_engine(store: Store, api: BatchApi, clock: FakeClock, *classes: Latency
     """An engine for a `Worker`; of the class `daily`, unless others are given."""
     by_name = {latency.name: latency for latency in classes or (DAILY,)}
     limits = {name: BatchLimits() for name in by_name}
+    flusher = Flusher(store, api, clock, limits, max_attempts=3)
     return Engine(
         store=store,
         clock=clock,
@@ -102,8 +206,44 @@ def make_engine(store: Store, api: BatchApi, clock: FakeClock, *classes: Latency
         limits=limits,
         margin=Margin(at_least=timedelta(minutes=2), at_most=timedelta(hours=1)),
         keeper=LeaseKeeper(store),
-        flusher=Flusher(store, api, clock, limits),
+        flusher=flusher,
         collector=Collector(store, api, clock, fixed_poll=True, max_attempts=3),
-        reconciler=Reconciler(store),
-        janitor=Janitor(store),
+        reconciler=Reconciler(store, api, clock, grace=GRACE, under_way=flusher.creator.under_way),
+        canceller=Canceller(store, api, clock),
+        janitor=Janitor(store, clock, RETENTION),
     )
+
+
+def refuse(status: int | None, **details: Any) -> Callable[[Items], None]:
+    """An API that refuses every batch."""
+
+    def before_create(_: Items) -> None:
+        raise CreateRefusedError(f"HTTP {status}", status=status, **details)
+
+    return before_create
+
+
+def refuse_where(bad: set[str], **details: Any) -> Callable[[Items], None]:
+    """An API that refuses a batch for certain requests in it, by our ids."""
+
+    def before_create(items: Items) -> None:
+        if any(item["custom_id"].rpartition("-")[0] in bad for item in items):
+            raise CreateRefusedError(
+                "HTTP 400 bad request", **{"status": 400, "blames_content": True, **details}
+            )
+
+    return before_create
+
+
+def lose_answer(_: object) -> None:
+    """No clear answer. As `before_create` the batch does not exist, as `after_create` it does."""
+    raise CreateUnclearError("the connection was dropped")
+
+
+def allow(_: object) -> None:
+    """Nothing goes wrong."""
+
+
+def unreachable(_: object = None) -> None:
+    """The API could not be asked."""
+    raise anthropic.APIConnectionError(request=httpx2.Request("GET", "http://api"))

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
-import math
+import threading
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmrouter.domain.batches import BatchState
-from llmrouter.domain.requests import OutcomeKind
 from llmrouter.domain.scheduling import Flush, FlushReason
-from llmrouter.errors import CreateRefusedError, CreateUnclearError, LeaseLostError, StoreBusyError
-from support.engine import Bench
+from llmrouter.errors import CreateRefusedError, LeaseLostError, StoreBusyError
+from support.engine import GRACE, LEASE, Bench, Items, allow, lose_answer, refuse
 from support.requests import FOREIGN_LANE, LANE, OTHER_LANE, body_of
 from support.stores import FailingStore
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from support.batch_api import Posted
-
-Items = list[dict[str, Any]]
-
-
-def refuse(status: int | None, **details: Any) -> Callable[[Items], None]:
-    """An API that refuses every batch."""
-
-    def before_create(_: Items) -> None:
-        raise CreateRefusedError(f"HTTP {status}", status=status, **details)
-
-    return before_create
-
-
-def refuse_where(bad: set[str]) -> Callable[[Items], None]:
-    """An API that refuses a batch for certain requests in it, by our ids."""
-
-    def before_create(items: Items) -> None:
-        if any(item["custom_id"].rpartition("-")[0] in bad for item in items):
-            raise CreateRefusedError("HTTP 400 bad request", status=400, blames_content=True)
-
-    return before_create
-
-
-def lose_answer(_: Posted) -> None:
-    """The batch exists, and the answer does not come."""
-    raise CreateUnclearError("the connection was dropped")
-
-
-def allow(_: Any) -> None:
-    """Nothing goes wrong."""
-
-
-def states(bench: Bench) -> list[BatchState]:
-    """Of the open batches."""
-    return [batch.state for batch in bench.store.open_batches()]
 
 
 def test_a_backlog_becomes_one_batch() -> None:
@@ -155,7 +111,7 @@ def test_only_what_is_to_leave_is_sent() -> None:
     bench.enqueue(3, lane=OTHER_LANE)
     flush = Flush(waiting=bench.waiting(OTHER_LANE), reason=FlushReason.SCHEDULED)
 
-    assert bench.flusher.run_once(bench.lease, [flush]) == 1
+    assert bench.flusher.run_once(bench.lease, flush) == 1
     assert bench.queued_count() == 2
 
 
@@ -178,46 +134,12 @@ def test_an_unclear_create_is_in_doubt_and_never_made_again() -> None:
     bench.flush()
     bench.api.after_create = allow
 
-    assert states(bench) == [BatchState.IN_DOUBT]
+    assert bench.states() == [BatchState.IN_DOUBT]
     for _ in range(3):
         bench.clock.advance(timedelta(hours=1))
         assert bench.flush() == 0
     assert len(bench.api.posted) == 1
     assert bench.queued_count() == 0
-
-
-def test_an_error_that_nobody_expected_leaves_a_doubt_too() -> None:
-    """The create may have been under way."""
-    bench = Bench()
-    bench.enqueue(1)
-
-    def break_down(_: Posted) -> None:
-        raise RuntimeError("a bug")
-
-    bench.api.after_create = break_down
-    with pytest.raises(RuntimeError, match="a bug"):
-        bench.flush()
-
-    assert states(bench) == [BatchState.IN_DOUBT]
-    assert bench.flush() == 0
-
-
-@pytest.mark.parametrize("unclear", [False, True])
-def test_a_create_that_the_store_cannot_record_is_recorded_later(unclear: bool) -> None:
-    """The answer of the API is kept until the store can take it; it is not posted again."""
-    store = FailingStore()
-    bench = Bench(store=store)
-    bench.enqueue(3)
-    if unclear:
-        bench.api.after_create = lose_answer
-    store.failures = {"update_batch": [StoreBusyError("locked")]}
-    with pytest.raises(StoreBusyError):
-        bench.flush()
-    assert states(bench) == [BatchState.CLAIMED]
-    bench.flush()
-
-    assert states(bench) == [BatchState.IN_DOUBT if unclear else BatchState.IN_FLIGHT]
-    assert len(bench.api.posted) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 429, None])
@@ -229,10 +151,13 @@ def test_a_refusal_that_is_not_about_the_content_holds_the_lane(status: int | No
 
     assert bench.flush() == 0
     assert bench.api.sizes == [2]
-    hold = bench.flusher.holds[LANE.lane_id]
-    assert (hold.until - bench.clock.now(), hold.reason) == (timedelta(seconds=15), f"HTTP {status}")
+    hold, brief = (
+        bench.flusher.holds.all()[LANE.lane_id],
+        CreateRefusedError("HTTP None", status=status).brief,
+    )
+    assert (hold.until - bench.clock.now(), hold.reason) == (timedelta(seconds=15), brief)
     assert bench.queued_count() == 6
-    assert states(bench) == []
+    assert bench.states() == []
     bench.flush()
     assert bench.api.sizes == [2]
 
@@ -249,7 +174,7 @@ def test_a_held_lane_goes_again_when_its_time_is_over() -> None:
     bench.clock.advance(timedelta(seconds=0.1))
 
     assert bench.flush() == 1
-    assert bench.flusher.holds == {}
+    assert bench.flusher.holds.all() == {}
 
 
 def test_a_hold_holds_no_other_lane() -> None:
@@ -259,167 +184,13 @@ def test_a_hold_holds_no_other_lane() -> None:
     bench.enqueue(1, lane=OTHER_LANE)
 
     def refuse_lane(items: Items) -> None:
-        if not bench.flusher.holds:
+        if not bench.flusher.holds.all():
             raise CreateRefusedError("HTTP 403", status=403)
 
     bench.api.before_create = refuse_lane
 
     assert bench.flush() == 1
     assert bench.queued_count() == 1
-
-
-def test_a_lane_is_held_longer_with_each_refusal() -> None:
-    """Doubling from 15 seconds to 15 minutes; a batch that goes well begins anew."""
-    bench = Bench()
-    bench.enqueue(1)
-    bench.api.before_create = refuse(429)
-    waits = []
-    for _ in range(9):
-        bench.flush()
-        hold = bench.flusher.holds[LANE.lane_id]
-        waits.append((hold.until - bench.clock.now()).total_seconds())
-        bench.clock.advance(hold.until - bench.clock.now())
-    bench.api.before_create = allow
-    bench.flush()
-    bench.enqueue(1)
-    bench.api.before_create = refuse(429)
-    bench.flush()
-
-    assert waits == [15, 30, 60, 120, 240, 480, 900, 900, 900]
-    assert bench.flusher.holds[LANE.lane_id].until - bench.clock.now() == timedelta(seconds=15)
-
-
-def test_the_api_may_say_how_long_to_wait() -> None:
-    """`retry-after` is kept to."""
-    bench = Bench()
-    bench.enqueue(1)
-    bench.api.before_create = refuse(429, retry_after=timedelta(seconds=77))
-    bench.flush()
-
-    assert bench.flusher.holds[LANE.lane_id].until - bench.clock.now() == timedelta(seconds=77)
-
-
-@pytest.mark.parametrize("place", [0, 1, 333, 500, 998, 999])
-def test_one_bad_request_is_narrowed_down_and_its_neighbours_go_out(place: int) -> None:
-    """In halves, so that the number of creates grows with the logarithm."""
-    bench = Bench(max_requests=1000)
-    requests = bench.enqueue(1000)
-    bad = requests[place].request_id
-    bench.api.before_create = refuse_where({bad})
-
-    for _ in range(3):
-        bench.flush()
-
-    sent = [one for posted in bench.api.posted for one in posted.request_ids]
-    assert sorted(sent) == sorted(request.request_id for request in requests if request.request_id != bad)
-    outcomes = bench.outcomes(requests)
-    assert set(outcomes) == {bad}
-    assert outcomes[bad].kind is OutcomeKind.ERRORED
-    assert bench.queued_count() == 0
-    assert bench.flusher.holds == {}
-    assert len(bench.api.sizes) <= 4 * math.log2(1000)
-
-
-def test_a_limit_that_looks_like_bad_content_fails_one_request_at_most() -> None:
-    """Refused alone twice in a row it may be the account: a spend limit is a 400 like any other."""
-    bench = Bench()
-    requests = bench.enqueue(20)
-    bench.api.before_create = refuse(400, blames_content=True)
-    bench.flush()
-
-    assert len(bench.outcomes(requests)) == 1
-    assert bench.queued_count() == 19
-    assert LANE.lane_id in bench.flusher.holds
-    bench.api.before_create = allow
-    bench.clock.advance(timedelta(seconds=15))
-    for _ in range(3):
-        bench.flush()
-    assert bench.queued_count() == 0
-
-
-def test_a_bad_request_does_not_wait_for_the_next_slot() -> None:
-    """Nor do its neighbours: one flush narrows it down."""
-    bench = Bench()
-    requests = bench.enqueue(64)
-    bench.api.before_create = refuse_where({requests[20].request_id})
-    bench.flush()
-
-    assert bench.queued_count() == 0
-
-
-def test_a_lane_that_was_held_before_narrows_down_as_well() -> None:
-    """A hold whose time is over is over."""
-    bench = Bench()
-    requests = bench.enqueue(64)
-    bench.api.before_create = refuse(429)
-    bench.flush()
-    bench.clock.advance(timedelta(minutes=1))
-    bench.api.before_create = refuse_where({requests[20].request_id})
-    bench.flush()
-
-    assert bench.queued_count() == 0
-
-
-@given(st.sets(st.integers(0, 39), max_size=6), st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
-def test_any_number_of_bad_requests_fail_alone(places: set[int], max_requests: int) -> None:
-    """Each with the API's error; all others are sent exactly once."""
-    logging.disable()
-    try:
-        bench = Bench(max_requests=max_requests)
-        requests = bench.enqueue(40)
-        bad = {requests[place].request_id for place in places}
-        bench.api.before_create = refuse_where(bad)
-        for _ in range(len(places) + 1):
-            bench.flush()
-            bench.clock.advance(timedelta(minutes=15))
-    finally:
-        logging.disable(logging.NOTSET)
-
-    sent = [one for posted in bench.api.posted for one in posted.request_ids]
-    assert sorted(sent) == sorted({request.request_id for request in requests} - bad)
-    assert set(bench.outcomes(requests)) == bad
-    assert bench.queued_count() == 0
-
-
-def test_after_narrowing_down_batches_grow_to_their_size_again() -> None:
-    """One bad request must not make small batches for ever."""
-    bench = Bench(max_requests=64)
-    requests = bench.enqueue(64)
-    bench.api.before_create = refuse_where({requests[0].request_id})
-    bench.flush()
-    bench.enqueue(640)
-    bench.flush()
-    before = len(bench.api.sizes)
-    bench.enqueue(64)
-    bench.flush()
-
-    assert bench.api.sizes[before:] == [64]
-
-
-def test_a_refused_request_fails_with_what_the_api_said() -> None:
-    """Its outcome holds the API's own error, in the form of a result line."""
-    bench = Bench()
-    (request,) = bench.enqueue(1)
-    envelope = {"type": "error", "error": {"type": "request_too_large", "message": "too large"}}
-    bench.api.before_create = refuse(413, envelope=envelope, blames_content=True)
-    bench.flush()
-    (outcome,) = bench.outcomes([request]).values()
-
-    assert json.loads(outcome.raw)["result"] == {"type": "errored", "error": envelope}
-    assert (outcome.attempts, outcome.batch_id is not None) == (1, True)
-
-
-def test_a_refused_request_without_an_envelope_still_fails_with_the_reason() -> None:
-    """As an invalid request."""
-    bench = Bench()
-    (request,) = bench.enqueue(1)
-    bench.api.before_create = refuse(400, blames_content=True)
-    bench.flush()
-    (outcome,) = bench.outcomes([request]).values()
-    error = json.loads(outcome.raw)["result"]["error"]["error"]
-
-    assert error == {"type": "invalid_request_error", "message": "HTTP 400"}
 
 
 def test_a_refused_batch_costs_its_requests_no_attempt() -> None:
@@ -446,18 +217,6 @@ def test_a_lost_lease_ends_the_flush_and_posts_nothing() -> None:
     assert bench.api.sizes == []
 
 
-def test_a_lease_lost_during_a_create_is_left_to_the_other_process() -> None:
-    """It finds the intent, and does not send it again."""
-    bench = Bench()
-    bench.enqueue(2)
-    bench.api.after_create = lambda _: bench.lose_lease() and None
-    with pytest.raises(LeaseLostError):
-        bench.flush()
-
-    assert states(bench) == [BatchState.CLAIMED]
-    assert bench.queued_count() == 0
-
-
 def test_a_request_too_large_for_the_limit_still_leaves() -> None:
     """Alone; the API says what it thinks of it."""
     bench = Bench()
@@ -467,3 +226,166 @@ def test_a_request_too_large_for_the_limit_still_leaves() -> None:
     assert len(body_of("x" * 100)) > 100
     assert bench.flush() == 2
     assert bench.api.sizes == [1, 1]
+
+
+def test_a_paused_class_is_not_flushed() -> None:
+    """Asked or not, whoever paused it; the others go, and it goes when it is resumed."""
+    bench = Bench()
+    bench.enqueue(2)
+    bench.enqueue(3, latency="nightly")
+    bench.store.pause("daily", bench.clock.now())
+
+    assert bench.flush(FlushReason.ASKED) == 1
+    assert bench.api.sizes == [3]
+    bench.store.resume("daily")
+    assert bench.flush() == 1
+    assert bench.api.sizes == [3, 2]
+
+
+def test_a_class_that_is_paused_on_its_way_stops_after_the_batch() -> None:
+    """A long backlog does not have to leave as a whole."""
+    bench = Bench(max_requests=2)
+    bench.enqueue(6)
+    bench.api.after_create = lambda _: bench.store.pause("daily", bench.clock.now())
+
+    assert bench.flush() == 1
+    assert bench.queued_count() == 4
+
+
+def test_a_flusher_that_is_stopping_begins_no_batch() -> None:
+    """What is under way is finished; the rest waits for the next process."""
+    bench = Bench(max_requests=2)
+    bench.enqueue(6)
+    bench.api.after_create = lambda _: bench.flusher.stopping.set()
+
+    assert bench.flush() == 1
+    assert bench.queued_count() == 4
+    assert bench.flush() == 0
+    assert bench.states() == [BatchState.IN_FLIGHT]
+
+
+def test_an_outage_puts_one_batch_in_doubt_not_all() -> None:
+    """The lane waits after an unclear create; an asked flush does not end that."""
+    bench = Bench(max_requests=1)
+    bench.enqueue(5)
+    bench.api.before_create = lose_answer
+
+    assert bench.flush() == 1
+    assert bench.flush(FlushReason.ASKED) == 0
+    assert bench.states() == [BatchState.IN_DOUBT]
+    assert bench.queued_count() == 4
+
+
+def test_classes_of_one_lane_leave_side_by_side() -> None:
+    """A create that hangs keeps only its own lane and class from leaving."""
+    bench = Bench()
+    bench.enqueue(2)
+    bench.enqueue(1, latency="nightly")
+    hanging, answer = threading.Event(), threading.Event()
+
+    def hang(items: Items) -> None:
+        if len(items) == 2:
+            hanging.set()
+            assert answer.wait(30)
+
+    bench.api.before_create = hang
+    flushes = [Flush(waiting=one, reason=FlushReason.SCHEDULED) for one in bench.store.waiting()]
+    daily, nightly = sorted(flushes, key=lambda flush: flush.waiting.latency)
+    leaving = threading.Thread(target=bench.flusher.run_once, args=(bench.lease, daily))
+    leaving.start()
+    try:
+        assert hanging.wait(10)
+        assert bench.flusher.run_once(bench.lease, nightly) == 1
+    finally:
+        answer.set()
+        leaving.join(10)
+    assert bench.states() == [BatchState.IN_FLIGHT] * 2
+
+
+def test_one_lane_and_class_leaves_in_one_thread_at_a_time() -> None:
+    """The second waits for its turn, and finds nothing left."""
+    bench = Bench()
+    bench.enqueue(2)
+    flush = Flush(waiting=bench.waiting(), reason=FlushReason.SCHEDULED)
+    hanging, answer = threading.Event(), threading.Event()
+    created: list[int] = []
+
+    def hang(_: Items) -> None:
+        hanging.set()
+        assert answer.wait(30)
+
+    bench.api.before_create = hang
+    threads = [
+        threading.Thread(target=lambda: created.append(bench.flusher.run_once(bench.lease, flush)))
+        for _ in range(3)
+    ]
+    threads[0].start()
+    assert hanging.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    answer.set()
+    for thread in threads:
+        thread.join(10)
+
+    assert sorted(created) == [0, 0, 1]
+    assert bench.api.sizes == [2]
+
+
+@pytest.mark.parametrize("call", ["release", "settle", "finish", "unsettled"])
+@pytest.mark.parametrize(
+    "details", [{}, {"blames_content": True}, {"blames_content": True, "names_request": True}]
+)
+def test_a_refusal_that_the_store_cannot_deal_with_now_is_dealt_with_later(
+    call: str, details: dict[str, bool]
+) -> None:
+    """Nothing stays claimed: the next tidying queues what was never sent."""
+    store = FailingStore()
+    bench = Bench(store=store)
+    bench.enqueue(1)
+    bench.api.before_create = refuse(400, **details)
+    store.failures = {call: [StoreBusyError("locked")]}
+    with contextlib.suppress(StoreBusyError):
+        bench.flush()
+    store.failures = {}
+    bench.flusher.creator.tidy(bench.lease)
+
+    assert bench.states() == []
+    assert bench.flusher.creator.under_way() == frozenset()
+
+
+def test_a_lease_lost_during_a_refusal_leaves_nothing_claimed_for_ever() -> None:
+    """The same process works again later; what it had claimed is put in doubt like any orphan."""
+    bench = Bench()
+    bench.enqueue(2)
+    taken = []
+    bench.api.on_piece = lambda _: taken.append(bench.hand_over()) if not taken else None
+    with pytest.raises(LeaseLostError):
+        bench.flush()
+    assert bench.states() == [BatchState.CLAIMED]
+    assert bench.api.sizes == []
+    bench.store.release_lease(taken[0])
+    bench.lease = bench.store.acquire_lease("tests", bench.clock.now(), LEASE)
+
+    assert bench.flusher.creator.under_way() == frozenset()
+    bench.reconcile()
+    assert bench.states() == [BatchState.IN_DOUBT]
+    bench.reconcile(passes=GRACE)
+    assert bench.queued_count() == 2
+
+
+def test_a_refused_request_that_another_process_dealt_with_is_left_to_it() -> None:
+    """It took over during the create, and queued the request again."""
+    bench = Bench()
+    bench.enqueue(1)
+
+    def overtaken(_: object) -> None:
+        later = bench.hand_over()
+        (batch,) = bench.store.open_batches()
+        bench.store.release(later, batch.batch_id)
+        raise CreateRefusedError("no", status=400, blames_content=True)
+
+    bench.api.before_create = overtaken
+    with pytest.raises(LeaseLostError):
+        bench.flush()
+    assert bench.queued_count() == 1
+    assert bench.flusher.creator.under_way() == frozenset()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
+from llmrouter.engine import lease
 from llmrouter.engine.lease import LEASE_LENGTH, RENEW_EVERY, LeaseKeeper
-from llmrouter.errors import LeaseLostError
+from llmrouter.errors import LeaseLostError, StoreBusyError
 from llmrouter.stores.memory import MemoryStore
-from support.clocks import START
+from support.clocks import START, FakeClock
+from support.stores import FailingStore
+from support.waiting import wait_until
 
 
 def test_the_first_who_asks_gets_the_lease() -> None:
@@ -89,3 +92,95 @@ def test_a_lease_that_turned_out_to_be_lost_is_asked_for_anew() -> None:
     assert before is not None
     assert again is not None
     assert again.fence > before.fence
+
+
+def test_a_lease_that_was_given_back_is_refused() -> None:
+    """Whoever still works with it comes too late, also before anybody else has asked."""
+    store = MemoryStore()
+    keeper = LeaseKeeper(store)
+    lease = keeper.run_once(START)
+    assert lease is not None
+    store.check_lease(lease)
+    keeper.release()
+    with pytest.raises(LeaseLostError):
+        store.check_lease(lease)
+    again = keeper.run_once(START)
+
+    assert again is not None
+    assert again.fence > lease.fence
+
+
+def test_losing_a_lease_by_mistake_costs_nothing() -> None:
+    """A thread with an older one was refused: the keeper asks again, and has the same as before."""
+    store = MemoryStore()
+    keeper = LeaseKeeper(store)
+    lease = keeper.run_once(START)
+    keeper.lose()
+
+    assert keeper.run_once(START + RENEW_EVERY) == lease
+
+
+def test_a_store_that_is_busy_takes_no_lease_away() -> None:
+    """It is asked again in time; whether it is still held shows in each write."""
+    store = FailingStore()
+    keeper = LeaseKeeper(store)
+    lease = keeper.run_once(START)
+    store.failures = {"acquire_lease": [StoreBusyError("locked")]}
+    with pytest.raises(StoreBusyError):
+        keeper.run_once(START + RENEW_EVERY)
+
+    assert keeper.lease == lease
+    assert keeper.run_once(START + 2 * RENEW_EVERY) == lease
+
+
+def test_giving_back_a_lease_that_was_lost_takes_it_from_nobody() -> None:
+    """The other one works on."""
+    store = MemoryStore()
+    late, other = LeaseKeeper(store), LeaseKeeper(store)
+    late.run_once(START)
+    taken = other.run_once(START + LEASE_LENGTH)
+    assert taken is not None
+    late.release()
+
+    store.check_lease(taken)
+    assert LeaseKeeper(store).run_once(START + LEASE_LENGTH) is None
+
+
+def test_a_clock_set_back_does_not_lock_the_store_for_hours() -> None:
+    """A lease that would last longer than any does has run out."""
+    store = MemoryStore()
+    silent, next_one = LeaseKeeper(store), LeaseKeeper(store)
+    silent.run_once(START)
+
+    assert next_one.run_once(START - timedelta(hours=5)) is not None
+
+
+def test_a_holder_goes_on_when_the_clock_is_set_back() -> None:
+    """It asks again, and has it anew for the usual time."""
+    store = MemoryStore()
+    keeper, other = LeaseKeeper(store), LeaseKeeper(store)
+    lease = keeper.run_once(START)
+    earlier = START - timedelta(hours=5)
+
+    assert keeper.run_once(earlier) == lease
+    assert other.run_once(earlier + RENEW_EVERY) is None
+
+
+def test_a_lease_is_prolonged_for_the_length_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping waits for a create that may take longer than the lease lasts."""
+    monkeypatch.setattr(lease, "RENEW_EVERY", timedelta(milliseconds=5))
+    store, clock = MemoryStore(), FakeClock()
+    keeper = LeaseKeeper(store)
+    keeper.run_once(clock.now())
+    with keeper.prolonging(clock):
+        clock.advance(lease.LEASE_LENGTH * 3)
+        wait_until(lambda: _until(store) > clock.now(), what="the lease to be prolonged")
+    clock.advance(lease.LEASE_LENGTH * 3)
+
+    assert _until(store) < clock.now()
+
+
+def _until(store: MemoryStore) -> datetime:
+    view = store.engine()
+    assert view is not None
+    return view.until

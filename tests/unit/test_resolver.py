@@ -21,7 +21,7 @@ from support.stores import FailingStore
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from llmrouter.domain.requests import Outcome
 
@@ -106,7 +106,7 @@ def enqueue(store: MemoryStore) -> str:
 def settle(store: MemoryStore, *request_ids: str) -> None:
     """Ends requests, in the shortest way there is."""
     for request_id in request_ids:
-        assert store.cancel(request_id, START)
+        assert store.cancel([request_id], START, in_batches=False).canceled == 1
 
 
 @pytest.mark.parametrize("notified", [True, False])
@@ -398,3 +398,58 @@ def test_nobody_is_missed_in_a_crowd(make: Make) -> None:
 
     assert all(waiter.told.wait(10) for waiter in waiters)
     assert all(len(waiter.outcomes) == 1 for waiter in waiters)
+
+
+class DeliveryStore(FailingStore):
+    """Tells which outcomes are known to have reached somebody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delivered: list[str] = []
+        self.told = threading.Event()
+
+    def deliver(self, request_ids: Collection[str]) -> None:
+        """See `Store.deliver`."""
+        self.delivered += request_ids
+        self.told.set()
+        super().deliver(request_ids)
+
+
+def test_the_store_learns_what_reached_somebody(make: Make) -> None:
+    """What nobody waited for does not count: it is kept until somebody picks it up."""
+    store = DeliveryStore()
+    resolver = make(store, still=False)
+    since, waiter = resolver.position(), FakeWaiter(enqueue(store))
+    ignored = enqueue(store)
+    resolver.register([waiter], since)
+    settle(store, ignored, waiter.request_id)
+
+    assert store.told.wait(10)
+    assert store.delivered == [waiter.request_id]
+
+
+def test_a_delivery_that_could_not_be_noted_is_noted_later(make: Make) -> None:
+    """The store was busy at first; the answer went to its future all the same."""
+    store = DeliveryStore()
+    resolver = make(store, still=False)
+    store.failures["deliver"] = [StoreBusyError("busy")]
+    since, waiter = resolver.position(), FakeWaiter(enqueue(store))
+    resolver.register([waiter], since)
+    settle(store, waiter.request_id)
+
+    assert waiter.told.wait(10)
+    assert store.told.wait(10)
+    assert store.delivered == [waiter.request_id]
+
+
+def test_closing_notes_what_was_delivered(make: Make) -> None:
+    """A process that ends in order leaves nothing behind that was picked up."""
+    store = DeliveryStore()
+    resolver = make(store)
+    waiter = FakeWaiter(enqueue(store))
+    settle(store, waiter.request_id)
+    resolver.register([waiter], 0)
+    resolver.look_up([waiter])
+    resolver.close()
+
+    assert store.delivered == [waiter.request_id]

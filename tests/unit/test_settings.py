@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_any_source_there_are_three_classes() -> None:
-    """Hourly, daily, weekly, with POLICY.md's linger for a schedule."""
+    """Hourly, daily, weekly, with docs/policy.md's linger for a schedule."""
     classes = Settings().latency_classes()
 
     assert {name: (one.deadline, one.flush) for name, one in classes.items()} == {

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 import anthropic
 
+from llmrouter import failpoints
 from llmrouter.domain.batches import (
     PASSING_ERRORS,
+    RESULTS_KEPT,
+    UNCOLLECTED_ALARM,
     Answer,
     Batch,
     BatchState,
     ProcessingStatus,
     ProviderBatch,
     ResultLine,
+    is_overdue,
     request_id_of,
 )
 from llmrouter.domain.requests import OutcomeKind
 from llmrouter.domain.scheduling import poll_interval
+from llmrouter.engine.origins import brief, origin
+from llmrouter.engine.unanswered import missing_answer
 from llmrouter.errors import LeaseLostError, StoreBusyError
 
 if TYPE_CHECKING:
@@ -44,6 +50,12 @@ SHORT_PATIENCE = timedelta(hours=6)
 What is sent again though its answer was only cut off is paid twice: better late than that.
 """
 
+_GONE_AFTER = timedelta(days=1)
+_ABSENT_PATIENCE = timedelta(hours=3)
+"""How long the API must not have a batch before that can be for ever."""
+
+_LOOK_COUNTS_FOR = timedelta(minutes=10)
+
 log = logging.getLogger("llmrouter.engine")
 
 
@@ -58,6 +70,7 @@ class Collector:
         *,
         fixed_poll: bool,
         max_attempts: int,
+        delete_after_collect: bool = False,
         on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         """Makes a collector.
@@ -68,6 +81,7 @@ class Collector:
             clock: Tells a batch's age.
             fixed_poll: Look at every batch in each run; else the less often the older it is.
             max_attempts: Batches that a request may be in before a passing error is its outcome.
+            delete_after_collect: Delete a batch at the API when all its results are stored.
             on_settled: Called after each settle, so that waiting futures can be looked after.
         """
         self._store = store
@@ -75,10 +89,13 @@ class Collector:
         self._clock = clock
         self._fixed = fixed_poll
         self._max_attempts = max_attempts
+        self._delete = delete_after_collect
         self._on_settled = on_settled
-        self._looked_at: dict[str, datetime] = {}
+        self._looked_at: dict[str, float] = {}
+        self._absent: dict[str, _Watch] = {}
+        self._short: dict[str, _Watch] = {}
+        self._alarmed_at: dict[str, float] = {}
         self._reads: Counter[str] = Counter()
-        self._short_since: dict[str, datetime] = {}
 
     def run_once(self, lease: Lease) -> int:
         """Polls the batches whose turn it is, and collects those that ended.
@@ -91,80 +108,149 @@ class Collector:
         Raises:
             LeaseLostError: Another process works on the store now.
         """
-        now = self._clock.now()
         due = [
             batch
             for batch in self._store.open_batches()
-            if batch.state is BatchState.IN_FLIGHT
-            and self._api.serves(batch.lane)
-            and self._is_due(batch, now)
+            if batch.state is BatchState.IN_FLIGHT and self._api.serves(batch.lane) and self._is_due(batch)
         ]
         collected, failures = 0, []
-        for _, members in groupby(sorted(due, key=_origin), key=_origin):
+        for _, members in groupby(sorted(due, key=origin), key=origin):
             batches = list(members)
-            for batch, described in self._describe(batches, now):
-                if described.status is ProcessingStatus.ENDED:
-                    try:
-                        collected += self._collect(lease, batch, described)
-                    except (LeaseLostError, StoreBusyError):
-                        raise
-                    except Exception as error:  # noqa: BLE001  (it would keep the others from their answers)
-                        failures.append(error)
+            for batch, described in self._describe(batches):
+                try:
+                    collected += self._look_after(lease, batch, described)
+                except (LeaseLostError, StoreBusyError):
+                    raise
+                except Exception as error:  # noqa: BLE001  (it would keep the others from their answers)
+                    failures.append(error)
         for failure in failures:
             raise failure
         return collected
 
-    def _is_due(self, batch: Batch, now: datetime) -> bool:
+    def _is_due(self, batch: Batch) -> bool:
         looked_at = self._looked_at.get(batch.batch_id)
         if looked_at is None or self._fixed:
             return True
-        return now - looked_at >= poll_interval(now - (batch.created_at or batch.claimed_at))
+        age = self._clock.now() - (batch.created_at or batch.claimed_at)
+        return self._clock.monotonic() - looked_at >= poll_interval(age).total_seconds()
 
-    def _describe(self, batches: list[Batch], now: datetime) -> Iterator[tuple[Batch, ProviderBatch]]:
+    def _describe(self, batches: list[Batch]) -> Iterator[tuple[Batch, ProviderBatch | None]]:
+        """What the API says of each; None for one that it does not name."""
         wanted = {batch.provider_batch_id or "": batch.created_at or batch.claimed_at for batch in batches}
         for batch in batches:
-            self._looked_at[batch.batch_id] = now
+            self._looked_at[batch.batch_id] = self._clock.monotonic()
         try:
             found = self._api.describe(batches[0].lane, wanted)
         except anthropic.APIError as error:
-            log.warning("could not ask for %d batches: %s", len(batches), _brief(error))
+            log.warning("could not ask for %d batches: %s", len(batches), brief(error))
             return
+        failpoints.reach("polling")
         for batch in batches:
-            if batch.provider_batch_id in found:
-                yield batch, found[batch.provider_batch_id]
+            yield batch, found.get(batch.provider_batch_id or "")
+
+    def _look_after(self, lease: Lease, batch: Batch, described: ProviderBatch | None) -> bool:
+        """Does what is to be done with one batch now. True when it was collected whole."""
+        if self._is_settled(batch):  # A process ended just before it could finish it.
+            return self._finish(lease, batch, described)
+        if described is None:
+            ends_at = batch.expires_at or (batch.created_at or batch.claimed_at) + timedelta(days=1)
+            return self._is_gone(batch, ends_at) and self._give_up(lease, batch)
+        self._alarm(batch)
+        if described.status is ProcessingStatus.ENDED:
+            return self._collect(lease, batch, described)
+        self._absent.pop(batch.batch_id, None)
+        return False
 
     def _collect(self, lease: Lease, batch: Batch, described: ProviderBatch) -> bool:
         """Settles what the results say; False when they have to be read again."""
         known = {"batch_id": batch.batch_id, "latency": batch.latency}
-        lines = _Counted(self._api.results(batch.lane, described.provider_batch_id))
         try:
+            lines = self._api.results(batch.lane, described.provider_batch_id)
             self._settle_all(lease, batch, self._answers(batch, lines))
         except anthropic.APIError as error:
-            log.warning("could not read the results: %s", _brief(error), extra=known)
-            return False
-        if next(iter(self._store.unsettled(batch.batch_id)), None) is not None:
-            if not self._is_missing(batch, short=lines.count < described.request_count):
+            log.warning("could not read the results: %s", brief(error), extra=known)
+            kept_until = (batch.created_at or batch.claimed_at) + RESULTS_KEPT
+            return self._is_gone(batch, kept_until) and self._give_up(lease, batch)
+        self._absent.pop(batch.batch_id, None)
+        if not self._is_settled(batch):
+            if not self._is_missing(batch):
                 log.warning("the results lack some requests; they will be read again", extra=known)
                 return False
-            self._settle_all(lease, batch, self._missing(batch))
-        self._store.finish(lease, replace(batch, ended_at=described.ended_at))
-        for kept in (self._reads, self._looked_at, self._short_since):
+            self._settle_all(lease, batch, self._missing(batch, retry=True))
+        return self._finish(lease, batch, described)
+
+    def _is_settled(self, batch: Batch) -> bool:
+        return next(iter(self._store.unsettled(batch.batch_id)), None) is None
+
+    def _finish(self, lease: Lease, batch: Batch, described: ProviderBatch | None) -> bool:
+        """Closes a batch all of whose results are stored; deletes it at the API first, where that is set."""
+        failpoints.reach("settled")
+        known = {"batch_id": batch.batch_id, "latency": batch.latency}
+        if self._delete:
+            try:
+                self._api.delete(batch.lane, batch.provider_batch_id or "")
+            except anthropic.APIError as error:
+                log.warning("could not delete a collected batch yet: %s", brief(error), extra=known)
+                return False
+            failpoints.reach("deleting")
+        ended_at = described.ended_at if described else None
+        self._store.finish(lease, replace(batch, ended_at=ended_at or self._clock.now()))
+        for kept in (self._reads, self._looked_at, self._short, self._absent, self._alarmed_at):
             kept.pop(batch.batch_id, None)
         log.info("collected a batch of %d requests", batch.request_count, extra=known)
         return True
 
-    def _is_missing(self, batch: Batch, *, short: bool) -> bool:
-        """Whether what the results lack will not come: after some readings, and hours if they are cut."""
+    def _is_gone(self, batch: Batch, until: datetime) -> bool:
+        """Notes that a batch or its results were not there; whether they will never be.
+
+        A single 404 says nothing (docs/api.md), and the machine's clock may be wrong: so it takes hours
+        of them.
+
+        Args:
+            batch: Of which the API has no answers.
+            until: When it may not have them any more, because the batch was deleted or is too old.
+        """
+        now = self._clock.monotonic()
+        absent = self._absent.setdefault(batch.batch_id, _Watch(now)).look(now)
+        return absent >= _ABSENT_PATIENCE and self._clock.now() >= until + _GONE_AFTER
+
+    def _give_up(self, lease: Lease, batch: Batch) -> bool:
+        """Ends what is left of a batch that is gone. It is not sent again: it may have been paid for."""
+        log.error(
+            "batch %s is gone at the API, and answers with it: its requests fail",
+            batch.provider_batch_id,
+            extra={"batch_id": batch.batch_id},
+        )
+        self._settle_all(lease, batch, self._missing(batch, retry=False))
+        return self._finish(lease, batch, None)
+
+    def _alarm(self, batch: Batch) -> None:
+        """Says once a day that the results of a batch were not collected, as long as they still can be."""
+        now = self._clock.monotonic()
+        day = timedelta(days=1).total_seconds()
+        if is_overdue(batch, self._clock.now()) and now - self._alarmed_at.get(batch.batch_id, -day) >= day:
+            self._alarmed_at[batch.batch_id] = now
+            log.error(
+                "the results of batch %s were not collected in %d days; the API keeps them for %d",
+                batch.provider_batch_id,
+                UNCOLLECTED_ALARM.days,
+                RESULTS_KEPT.days,
+                extra={"batch_id": batch.batch_id},
+            )
+
+    def _is_missing(self, batch: Batch) -> bool:
+        """Whether what the results lack will not come: after hours, and some readings."""
         self._reads[batch.batch_id] += 1
-        now = self._clock.now()
-        since = self._short_since.setdefault(batch.batch_id, now) if short else now - SHORT_PATIENCE
-        return self._reads[batch.batch_id] >= MAX_READS and now - since >= SHORT_PATIENCE
+        now = self._clock.monotonic()
+        short = self._short.setdefault(batch.batch_id, _Watch(now)).look(now)
+        return short >= SHORT_PATIENCE and self._reads[batch.batch_id] >= MAX_READS
 
     def _settle_all(self, lease: Lease, batch: Batch, answers: Iterator[Answer]) -> None:
         while chunk := list(_chunk(answers)):
             settled = self._store.settle(lease, batch.batch_id, chunk, self._clock.now())
             if settled.unknown:
                 log.warning("%d results are of no request in the batch", settled.unknown)
+            failpoints.reach("half-settled")
             self._on_settled()
 
     def _answers(self, batch: Batch, lines: Iterable[ResultLine]) -> Iterator[Answer]:
@@ -180,15 +266,10 @@ class Collector:
                 retry=self._passes(line) and self._may_retry(batch, request_id),
             )
 
-    def _missing(self, batch: Batch) -> Iterator[Answer]:
-        """What to do with requests that the results never mention."""
+    def _missing(self, batch: Batch, *, retry: bool) -> Iterator[Answer]:
+        """Answers for requests that the results never mention."""
         for request_id in list(self._store.unsettled(batch.batch_id)):
-            yield Answer(
-                request_id=request_id,
-                kind=OutcomeKind.ERRORED,
-                raw=b"",
-                retry=self._may_retry(batch, request_id),
-            )
+            yield missing_answer(request_id, retry=retry and self._may_retry(batch, request_id))
 
     def _passes(self, line: ResultLine) -> bool:
         """Whether the same request may fare better in the next batch."""
@@ -204,17 +285,18 @@ class Collector:
         return batch.attempts.get(request_id, 0) + 1 < self._max_attempts
 
 
-class _Counted:
-    """Lines, and how many there were."""
+@dataclass(slots=True)
+class _Watch:
+    """For how long something was seen, look after look. Hours in which nobody looked count little."""
 
-    def __init__(self, lines: Iterable[ResultLine]) -> None:
-        self._lines = lines
-        self.count = 0
+    looked_at: float
+    seen: timedelta = timedelta(0)
 
-    def __iter__(self) -> Iterator[ResultLine]:
-        for line in self._lines:
-            self.count += 1
-            yield line
+    def look(self, now: float) -> timedelta:
+        """It is seen now; answers with the time in all."""
+        self.seen += min(timedelta(seconds=now - self.looked_at), _LOOK_COUNTS_FOR)
+        self.looked_at = now
+        return self.seen
 
 
 def _chunk(answers: Iterator[Answer]) -> Iterator[Answer]:
@@ -224,15 +306,3 @@ def _chunk(answers: Iterator[Answer]) -> Iterator[Answer]:
         total += len(answer.raw)
         if total >= SETTLE_BYTES:
             return
-
-
-def _origin(batch: Batch) -> tuple[str, ...]:
-    """Batches that one list call can show together."""
-    workspace = dict(batch.lane.headers).get("anthropic-workspace-id", "")
-    return batch.lane.base_url, batch.lane.credential, workspace, batch.lane.endpoint
-
-
-def _brief(error: anthropic.APIError) -> str:
-    """An error without what it says of content."""
-    status = getattr(error, "status_code", None)
-    return type(error).__name__ if status is None else f"{type(error).__name__} ({status})"

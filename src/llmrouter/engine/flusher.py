@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llmrouter.domain.batches import NONCE_CHARS, Batch, BatchState
+from llmrouter.domain.batches import NONCE_CHARS
 from llmrouter.domain.packing import BatchLimits
 from llmrouter.domain.scheduling import FlushReason
-from llmrouter.engine.refusals import refused_answer
-from llmrouter.errors import CreateRefusedError, CreateUnclearError, LeaseLostError, StoreBusyError
+from llmrouter.engine.creator import Creator
+from llmrouter.engine.holds import Holds
+from llmrouter.engine.suspects import MOST_ASIDE, Search, is_to_blame
+from llmrouter.engine.unanswered import refused_answer
+from llmrouter.errors import CreateRefusedError, LeaseLostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from llmrouter.domain.requests import Waiting
+    from llmrouter.domain.batches import Batch
     from llmrouter.domain.scheduling import Flush
-    from llmrouter.errors import CreateError
     from llmrouter.ports import BatchApi, Clock, Lease, Store
 
-_HOLD_FIRST = timedelta(seconds=15)
-_HOLD_MOST = timedelta(minutes=15)
-_DOUBLINGS = 10
-_RETRY_AFTER_MOST = timedelta(days=1)
 _NONCE_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 log = logging.getLogger("llmrouter.engine")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hold:
-    """A lane that waits because the API refused its last batch."""
-
-    lane_id: str
-    until: datetime
-    reason: str
-    refusals: int
-    """How many batches in a row it refused."""
-
-
 class Flusher:
-    """Turns what waits into batches at the API, each created once."""
+    """Turns what waits into batches at the API, each created once.
 
-    def __init__(self, store: Store, api: BatchApi, clock: Clock, limits: Mapping[str, BatchLimits]) -> None:
+    Lanes and classes may leave side by side, each in its thread; one of them leaves in one thread
+    at a time, since two would only split its batches.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        api: BatchApi,
+        clock: Clock,
+        limits: Mapping[str, BatchLimits],
+        *,
+        max_attempts: int,
+    ) -> None:
         """Makes a flusher.
 
         Args:
@@ -53,189 +53,211 @@ class Flusher:
             api: Where it goes.
             clock: Tells when a batch was claimed.
             limits: The largest batch of each latency class.
+            max_attempts: How often a request that is refused alone, with nothing to compare it
+                with, is tried before that is its outcome.
         """
-        self._store = store
+        self.store = store
+        self.clock = clock
+        self.max_attempts = max_attempts
         self._api = api
-        self._clock = clock
         self._limits = limits
-        self._suspects: dict[str, int] = {}
-        self._failed_alone: set[str] = set()
-        self._unrecorded: dict[str, Batch] = {}
-        self._begun: set[str] = set()
-        self.holds: dict[str, Hold] = {}
+        self._turns: dict[tuple[str, str], threading.Lock] = {}
+        self._searches: dict[tuple[str, str], Search] = {}
+        self.creator = Creator(store, api, clock)
+        self.holds = Holds(clock)
+        self.stopping = threading.Event()
+        """Set: what is under way is finished, and no other batch begun."""
 
-    def run_once(self, lease: Lease, flushes: Iterable[Flush]) -> int:
-        """Sends these backlogs off; answers with the number of batches that were created.
+    def run_once(self, lease: Lease, flush: Flush) -> int:
+        """Sends a backlog off; answers with the number of batches that were created, or perhaps were.
 
-        A lane whose credential this process does not hold, or that is held back after a refusal,
-        is left waiting.
+        A lane whose credential this process does not hold, one that is held back, and a class that
+        is paused are left waiting.
 
         Raises:
             LeaseLostError: Another process works on the store now.
+            StoreError: The store cannot be used now. What was created is recorded as soon as it can.
         """
-        self._record_again(lease)
-        self._release_unsent(lease)
-        created, failures = 0, []
-        for flush in flushes:
-            try:
-                if self._may_go(flush.waiting):
-                    created += self._send(lease, flush)
-            except (LeaseLostError, StoreBusyError):
-                raise
-            except Exception as error:  # noqa: BLE001  (one lane's trouble is no other's)
-                failures.append(error)
-        for failure in failures:
-            raise failure
-        return created
+        waiting = flush.waiting
+        name = (waiting.lane.lane_id, waiting.latency)
+        with self._turns.setdefault(name, threading.Lock()):
+            if not self._api.serves(waiting.lane):
+                return 0
+            most = self._limits.get(waiting.latency) or BatchLimits()
+            search = self._searches.setdefault(name, Search())
+            return _Departure(self, lease, flush, search, most).run()
 
-    def _may_go(self, waiting: Waiting) -> bool:
-        hold = self.holds.get(waiting.lane.lane_id)
-        if hold is not None and self._clock.now() < hold.until:
+
+class _Departure:
+    """One backlog on its way out."""
+
+    def __init__(
+        self, flusher: Flusher, lease: Lease, flush: Flush, search: Search, most: BatchLimits
+    ) -> None:
+        self._store, self._clock = flusher.store, flusher.clock
+        self._creator, self._holds = flusher.creator, flusher.holds
+        self._max_attempts, self._stopping = flusher.max_attempts, flusher.stopping
+        self._lease = lease
+        self._waiting, self._reason = flush.waiting, flush.reason
+        self._search = search
+        self._most = most
+        self._lane_id = flush.waiting.lane.lane_id
+        self._left = flush.waiting.request_count
+        self._created = 0
+
+    def run(self) -> int:
+        """Sends batch after batch, until nothing is left or the lane has to wait."""
+        try:
+            while self._may_go_on() and self._send_one():
+                pass
+            self._judge_aside()
+        finally:
+            for batch, _ in self._search.aside:
+                self._creator.drop(batch.batch_id)
+            self._search.aside.clear()
+        return self._created
+
+    def _may_go_on(self) -> bool:
+        if self._stopping.is_set() or self._left <= 0:
             return False
-        return self._api.serves(waiting.lane)
+        if self._holds.blocks(self._lane_id, asked=self._reason is FlushReason.ASKED):
+            return False
+        if self._waiting.latency in self._store.paused():
+            return False
+        # What is left of a full backlog waits for company again.
+        rest = self._reason is FlushReason.FULL and self._created > 0
+        return not rest or self._left >= self._limits().max_requests
 
-    def _send(self, lease: Lease, flush: Flush) -> int:
-        waiting, created = flush.waiting, 0
-        left = waiting.request_count
-        while left > 0:
-            limits = self._limit(waiting)
-            if flush.reason is FlushReason.FULL and created and left < limits.max_requests:
-                break
+    def _limits(self) -> BatchLimits:
+        limit = self._search.limit
+        if limit is None:
+            return self._most
+        return replace(self._most, max_requests=min(limit, self._most.max_requests))
+
+    def _send_one(self) -> bool:
+        """Claims and creates one batch. False when the rest has to wait."""
+        batch = self._claim()
+        if batch is None:
+            return False
+        error = self._creator.create(self._lease, batch)
+        if isinstance(error, CreateRefusedError):
+            return self._take_back(batch, error)
+        self._created += 1
+        self._left -= batch.request_count
+        if error is not None:
+            # Or else an outage would put batch after batch in doubt.
+            self._holds.hold(self._lane_id, error)
+            return False
+        self._passed()
+        known = {"batch_id": batch.batch_id, "lane": self._lane_id, "latency": batch.latency}
+        log.info("created a batch of %d requests (%s)", batch.request_count, self._reason, extra=known)
+        return True
+
+    def _claim(self) -> Batch | None:
+        batch_id = f"batch_{secrets.token_hex(10)}"
+        self._creator.begin(batch_id)
+        batch = None
+        try:
             batch = self._store.claim(
-                lease,
-                waiting,
-                limits,
-                batch_id=f"batch_{secrets.token_hex(10)}",
+                self._lease,
+                self._waiting,
+                self._limits(),
+                batch_id=batch_id,
                 nonce="".join(secrets.choice(_NONCE_ALPHABET) for _ in range(NONCE_CHARS)),
                 now=self._clock.now(),
             )
+        finally:
             if batch is None:
-                break
-            if self._create(lease, batch, flush.reason):
-                created += 1
-                left -= batch.request_count
-            if not self._may_go(waiting):
-                break
-        return created
+                self._creator.drop(batch_id)
+        return batch
 
-    def _limit(self, waiting: Waiting) -> BatchLimits:
-        limits = self._limits.get(waiting.latency) or BatchLimits()
-        suspects = self._suspects.get(waiting.lane.lane_id)
-        return (
-            limits if suspects is None else replace(limits, max_requests=min(suspects, limits.max_requests))
-        )
+    def _passed(self) -> None:
+        """The API took a batch: what was put aside before it is to blame for its own refusal."""
+        self._holds.end(self._lane_id)
+        aside = self._search.aside
+        while aside:
+            self._fail(*aside[0])
+            del aside[0]
+        self._search.rounds.clear()
+        self._search.most_aside = MOST_ASIDE
+        self._search.passed(self._most.max_requests)
 
-    def _create(self, lease: Lease, batch: Batch, reason: FlushReason) -> bool:
-        """Creates a claimed batch once. True unless the API refused it."""
-        known = {"batch_id": batch.batch_id, "lane": batch.lane.lane_id, "latency": batch.latency}
-        self._begun.add(batch.batch_id)
-        try:
-            described = self._api.create(batch.lane, self._store.body(batch))
-        except CreateRefusedError as refusal:
-            self._take_back(lease, batch, refusal)
-            return False
-        except CreateUnclearError as unclear:
-            log.warning("it is unclear whether the batch was created: %s", unclear, extra=known)
-            self._record(lease, replace(batch, state=BatchState.IN_DOUBT))
-            # Or else an outage would put batch after batch in doubt.
-            self._hold_lane(batch.lane.lane_id, unclear)
-            return True
-        except BaseException:
-            # Whatever it was, the create may have been under way.
-            self._record(lease, replace(batch, state=BatchState.IN_DOUBT))
-            raise
-        created = replace(
-            batch,
-            state=BatchState.IN_FLIGHT,
-            provider_batch_id=described.provider_batch_id,
-            created_at=described.created_at,
-            expires_at=described.expires_at,
-        )
-        self._record(lease, created)
-        self.holds.pop(batch.lane.lane_id, None)
-        self._failed_alone.discard(batch.lane.lane_id)
-        self._suspects_passed(batch)
-        log.info("created a batch of %d requests (%s)", batch.request_count, reason, extra=known)
-        return True
+    def _take_back(self, batch: Batch, refusal: CreateRefusedError) -> bool:
+        """Deals with a batch that the API refused as a whole. False when the lane has to wait.
 
-    def _record(self, lease: Lease, batch: Batch) -> None:
-        """Writes down what became of a create; keeps it for the next run if the store cannot now."""
-        self._unrecorded[batch.batch_id] = batch
-        self._store.update_batch(lease, batch)
-        del self._unrecorded[batch.batch_id]
-        self._begun.discard(batch.batch_id)
-
-    def _record_again(self, lease: Lease) -> None:
-        """Writes down what the store could not take at first, or what came while the lease was lost."""
-        if not self._unrecorded:
-            return
-        unclear = {BatchState.CLAIMED, BatchState.IN_DOUBT}
-        states = {batch.batch_id: batch.state for batch in self._store.open_batches()}
-        for batch in list(self._unrecorded.values()):
-            if states.get(batch.batch_id) in unclear:
-                self._record(lease, batch)
-            else:
-                del self._unrecorded[batch.batch_id]
-
-    def _release_unsent(self, lease: Lease) -> None:
-        """Queues batches again that this lease has claimed, and whose create never began."""
-        for batch in self._store.open_batches():
-            if (
-                batch.state is BatchState.CLAIMED
-                and batch.fence == lease.fence
-                and batch.batch_id not in self._begun
-            ):
-                log.warning("a batch was claimed, but not sent", extra={"batch_id": batch.batch_id})
-                self._store.release(lease, batch.batch_id)
-
-    def _take_back(self, lease: Lease, batch: Batch, refusal: CreateRefusedError) -> None:
-        """Deals with a batch that the API refused as a whole.
-
-        A refusal that blames the content is narrowed down: the same requests go again in halves,
-        until the bad one stands alone and fails with the API's own error. Any other holds the lane
-        back for a while: the next batch would fare no better.
+        A refusal that blames the content is narrowed down, any other holds the lane back for a
+        while: the next batch would fare no better.
         """
-        self._begun.discard(batch.batch_id)
-        lane_id = batch.lane.lane_id
-        if refusal.blames_content and batch.request_count > 1:
-            self._store.release(lease, batch.batch_id)
-            self._suspects[lane_id] = (batch.request_count + 1) // 2
-            log.warning("the API refused a batch; trying halves: %s", refusal, extra={"lane": lane_id})
-        elif refusal.blames_content and lane_id not in self._failed_alone:
-            self._failed_alone.add(lane_id)
-            self._fail_alone(lease, batch, refusal)
-        else:
-            # Two refused in a row with nothing accepted between: it may not be the content after all.
-            self._failed_alone.discard(lane_id)
-            self._hold(lease, batch, refusal)
+        if not refusal.blames_content:
+            self._release(batch)
+            self._holds.hold(self._lane_id, refusal)
+            return False
+        known = {"batch_id": batch.batch_id, "lane": self._lane_id}
+        log.warning("a batch of %d was refused: %s", batch.request_count, refusal.brief, extra=known)
+        if batch.request_count > 1:
+            self._search.halve(batch.request_count)
+            self._release(batch)
+            return True
+        self._left -= 1
+        if is_to_blame(refusal):
+            self._fail(batch, refusal)
+            self._search.passed(self._most.max_requests)
+            return True
+        self._search.aside.append((batch, refusal))
+        self._search.limit = 1
+        return len(self._search.aside) < self._search.most_aside
 
-    def _fail_alone(self, lease: Lease, batch: Batch, refusal: CreateRefusedError) -> None:
-        """Gives the only request of a refused batch the API's error."""
-        request_id = next(self._store.unsettled(batch.batch_id))
-        answer = refused_answer(request_id, refusal)
-        self._store.settle(lease, batch.batch_id, [answer], self._clock.now())
-        self._store.finish(lease, batch)
-        self._suspects_passed(batch)
-        log.warning("the API refused a request: %s", refusal, extra={"request_id": request_id})
+    def _judge_aside(self) -> None:
+        """Nothing passed after these were refused alone: the account may be to blame, so the lane waits.
 
-    def _hold(self, lease: Lease, batch: Batch, refusal: CreateRefusedError) -> None:
-        """Queues a refused batch again and lets its lane wait."""
-        self._store.release(lease, batch.batch_id)
-        self._hold_lane(batch.lane.lane_id, refusal)
-
-    def _hold_lane(self, lane_id: str, error: CreateError) -> None:
-        refusals = self.holds[lane_id].refusals + 1 if lane_id in self.holds else 1
-        longer = min(_HOLD_FIRST * 2 ** min(refusals - 1, _DOUBLINGS), _HOLD_MOST)
-        until = self._clock.now() + min(error.retry_after or longer, _RETRY_AFTER_MOST)
-        self.holds[lane_id] = Hold(lane_id=lane_id, until=until, reason=str(error), refusals=refusals)
-        log.warning("the lane waits until %s: %s", until.isoformat(), error, extra={"lane": lane_id})
-
-    def _suspects_passed(self, batch: Batch) -> None:
-        """After a part of a refused batch went well, the next one may be twice as large."""
-        suspects = self._suspects.get(batch.lane.lane_id)
-        if suspects is not None:
-            limits = self._limits.get(batch.latency) or BatchLimits()
-            if suspects * 2 >= limits.max_requests:
-                del self._suspects[batch.lane.lane_id]
+        Where there were no others to compare them with, they fail after some rounds of that.
+        """
+        aside = self._search.aside
+        if not aside:
+            return
+        many, (_, last) = len(aside) >= MOST_ASIDE, aside[-1]
+        if len(aside) >= self._search.most_aside:
+            self._search.waits()
+        while aside:
+            batch, refusal = aside[0]
+            request_id = self._only_request(batch)
+            rounds = self._search.rounds[request_id] = self._search.rounds.get(request_id, 0) + 1
+            if rounds >= self._max_attempts and not many:
+                self._fail(batch, refusal)
             else:
-                self._suspects[batch.lane.lane_id] = suspects * 2
+                self._release(batch)
+            del aside[0]
+        self._holds.hold(self._lane_id, last)
+
+    def _fail(self, batch: Batch, refusal: CreateRefusedError) -> None:
+        """Gives the only request of a refused batch the API's error."""
+        with self._dealing_with(batch):
+            request_id = self._only_request(batch)
+            answer = refused_answer(request_id, refusal)
+            self._store.settle(self._lease, batch.batch_id, [answer], self._clock.now())
+            self._store.finish(self._lease, batch)
+        self._search.rounds.pop(request_id, None)
+        log.warning("a request was refused: %s", refusal.brief, extra={"request_id": request_id})
+
+    def _release(self, batch: Batch) -> None:
+        with self._dealing_with(batch):
+            self._store.release(self._lease, batch.batch_id)
+
+    @contextlib.contextmanager
+    def _dealing_with(self, batch: Batch) -> Iterator[None]:
+        """Lets go of a refused batch in any case: what the store cannot do now is left to `Creator.tidy`."""
+        try:
+            yield
+        finally:
+            self._creator.drop(batch.batch_id)
+
+    def _only_request(self, batch: Batch) -> str:
+        """The request of a refused batch.
+
+        Raises:
+            LeaseLostError: Whoever works on the store now has dealt with it.
+        """
+        request_id = next(self._store.unsettled(batch.batch_id), None)
+        if request_id is None:
+            raise LeaseLostError(f"{batch.batch_id} was dealt with by another process")
+        return request_id

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from llmrouter import failpoints
 from llmrouter.domain.latency import deadline_at
 from llmrouter.domain.requests import PAGE_SLOTS, QueuedRequest, format_request_id
 from llmrouter.errors import KeyConflictError, RouterClosedError
@@ -119,7 +120,7 @@ class Intake:
                     leads, self._leader, self._committing = True, me, True
             if ticket is not None:
                 return ticket.done.result()
-            return self._store.enqueue(self._requests(drafts))
+            return self._store_all(drafts)
         except KeyConflictError as conflict:
             if ticket is not None:
                 raise
@@ -192,11 +193,16 @@ class Intake:
         tickets, self._waiting = self._waiting[:count], self._waiting[count:]
         return tickets
 
+    def _store_all(self, drafts: Sequence[Draft]) -> list[Accepted]:
+        accepted = self._store.enqueue(self._requests(drafts))
+        failpoints.reach("queued")
+        return accepted
+
     def _commit(self, tickets: list[_Ticket]) -> None:
         while tickets:
             try:
                 drafts = [draft for ticket in tickets for draft in ticket.drafts]
-                accepted = self._store.enqueue(self._requests(drafts))
+                accepted = self._store_all(drafts)
             except KeyConflictError as conflict:
                 # One caller's mistake is nobody else's: the others are tried again without it.
                 _refuse(tickets, conflict)

@@ -55,6 +55,7 @@ class Resolver(Generic[WaiterT]):
         self._pinned: dict[str, WaiterT] = {}
         self._place = store.outcome_cursor()
         self._missed: set[str] = set()
+        self._delivered: list[str] = []
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._follow, name="llmrouter-resolver", daemon=True)
@@ -126,6 +127,10 @@ class Resolver(Generic[WaiterT]):
         self._wake.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
+        try:
+            self._note_delivered()
+        except StoreError as error:
+            self._on_error(error)  # They are kept longer than they had to be.
         for waiter in list(self._waiters.values()):
             waiter.abandon()
 
@@ -159,6 +164,21 @@ class Resolver(Generic[WaiterT]):
             self._pinned.pop(outcome.request_id, None)
         if waiter is not None:
             waiter.settle(outcome)
+            with self._lock:
+                self._delivered.append(outcome.request_id)
+
+    def _note_delivered(self) -> None:
+        """Tells the store which answers need not be kept for somebody to pick them up."""
+        with self._lock:
+            delivered, self._delivered = self._delivered, []
+        if not delivered:
+            return
+        try:
+            self._store.deliver(delivered)
+        except BaseException:
+            with self._lock:
+                self._delivered += delivered
+            raise
 
     def _follow(self) -> None:
         while not self._closing:
@@ -169,6 +189,7 @@ class Resolver(Generic[WaiterT]):
                     self.run_once()
                 else:
                     self._skip()
+                self._note_delivered()
             except Exception as error:  # noqa: BLE001  (one bad look must not end all waiting)
                 self._on_error(error)
             self._wake.wait(_LOOK_EVERY_SECONDS if waited_for else _IDLE_SECONDS)

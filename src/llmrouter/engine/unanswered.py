@@ -1,4 +1,4 @@
-"""The answer of a request that the API refused before there was a batch."""
+"""Answers for requests that no result line answers."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def refused_answer(request_id: str, refusal: CreateRefusedError) -> Answer:
     }
     line = {"custom_id": request_id, "result": {"type": "errored", "error": envelope}}
     return Answer(request_id=request_id, kind=OutcomeKind.ERRORED, raw=json.dumps(line).encode(), retry=False)
+
+
+def missing_answer(request_id: str, *, retry: bool) -> Answer:
+    """The answer of a request whose batch is over without a line for it."""
+    return Answer(request_id=request_id, kind=OutcomeKind.ERRORED, raw=b"", retry=retry)
