@@ -90,13 +90,24 @@ class MessageFuture(Future[Message]):
         return self.__dict__.setdefault(name, make())  # One of them, whichever thread is first.
 
     def status(self) -> str:
-        """Where the request is: ``queued``, ``claimed``, ``in_doubt``, ``in_flight`` or how it ended."""
-        if self.done() and self.outcome is None:
-            return "canceled" if self.cancelled() else ("errored" if self.exception() else "succeeded")
-        return self.outcome.kind.value if self.outcome is not None else self._owner.state(self.request_id)
+        """Where the request is: ``queued``, ``claimed``, ``in_doubt``, ``in_flight``, or how it ended.
+
+        How: ``succeeded``, ``errored``, ``canceled``, ``expired``; ``closed`` when the router was
+        closed first: the request is safe where it was, and a future of another router tells.
+        """
+        if self.outcome is not None:
+            return self.outcome.kind.value
+        if not self.done():
+            return self._owner.state(self.request_id)
+        if self.cancelled():
+            return "canceled"
+        error = self.exception()
+        if isinstance(error, RouterClosedError):
+            return "closed"
+        return "succeeded" if error is None else "errored"
 
     def cancel(self) -> bool:
-        """Takes the request out of the queue. False when it has left it: then it cannot be stopped."""
+        """Takes the request out of the queue. False when it has left it: `Router.cancel` gives those up."""
         if self.done():
             return self.cancelled()
         if not self._owner.cancel(self.request_id):
@@ -115,7 +126,7 @@ class MessageFuture(Future[Message]):
         if self.done():
             return
         self.outcome = outcome
-        if outcome.batch_id is None and not outcome.raw:
+        if outcome.withdrawn:
             self._cancel_now()
             return
         try:

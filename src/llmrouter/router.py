@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
 import logging
-import os
-import secrets
-import threading
-import time
-import weakref
+import warnings
 from typing import TYPE_CHECKING, Any, Self
 
-from llmrouter.domain.latency import REAL_TIME, check_deadline
-from llmrouter.domain.requests import Group, RequestState
-from llmrouter.engine.intake import Draft
 from llmrouter.engine.resolver import Resolver
-from llmrouter.errors import InvalidRequestError, RouterClosedError, SettingsError, UnknownRequestError
-from llmrouter.futures import MessageFuture
-from llmrouter.reports.status import RouterStatus, describe
+from llmrouter.lifetime import Lifetime
+from llmrouter.operations import Operations
 from llmrouter.routing import call_site
+from llmrouter.submission import Ask, Submission, Terms
 from llmrouter.wiring import build
 
 if TYPE_CHECKING:
@@ -29,17 +20,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from anthropic import Anthropic
-    from anthropic.types import Message
 
-    from llmrouter.domain.requests import Accepted, Lane, Outcome
+    from llmrouter.domain.batches import Canceled
+    from llmrouter.futures import MessageFuture
     from llmrouter.ports import Clock, Store
+    from llmrouter.reports.status import RouterStatus
     from llmrouter.settings import Settings
+    from llmrouter.wiring import Parts
     from llmrouter.worker import Worker
 
 __all__ = ["Router"]
-
-_DRAIN_LOOK_SECONDS = 0.05
-_DRAIN_FLUSH_SECONDS = 1.0
 
 log = logging.getLogger("llmrouter")
 
@@ -75,16 +65,18 @@ class Router:
             SettingsError: A setting is wrong, or the client's platform has no batches.
             StoreUnusableError: The store cannot be opened.
         """
-        self._parts = build(client, store, settings, _clock)
-        self._resolver: Resolver[MessageFuture] = Resolver(self._parts.store, _log_lookup_error)
-        self._worker = self._make_worker() if worker else None
-        self._groups: dict[tuple[str, str, str, str], Group] = {}
-        self._closed = False
-        self._closing = threading.Lock()
-        self._pid = os.getpid()
-        if self._worker is not None:
-            self._worker.start()
-        self._at_exit = _close_at_exit(weakref.ref(self))
+        parts = build(client, store, settings, _clock)
+        resolver: Resolver[MessageFuture] = Resolver(parts.store, _log_lookup_error)
+        self._lifetime = Lifetime(parts, resolver)
+        try:
+            if worker:
+                self._lifetime.worker = _make_worker(parts, resolver)
+                self._lifetime.worker.start()
+        except BaseException:
+            self._lifetime.close()
+            raise
+        self._submission = Submission(parts, resolver, self._lifetime)
+        self._operations = Operations(parts, self._lifetime)
 
     def submit(
         self,
@@ -113,12 +105,10 @@ class Router:
             StoreError: The store could not take it. Nothing is stored.
             RouterClosedError: The router was closed.
         """
-        site = site or call_site(1)
-        if latency == REAL_TIME:
-            return self._start_live(self._check_live(request, deadline, extra_headers), key, extra_headers)
-        draft = self._draft(request, latency, deadline, site, key, extra_headers, None)
-        since = self._resolver.position()
-        return self._wait([draft], self._parts.intake.enqueue([draft]), since)[0]
+        terms = Terms(
+            latency=latency, deadline=deadline, site=site or call_site(1), extra_headers=extra_headers
+        )
+        return self._submission.submit([Ask(request=request, key=key)], terms)[0]
 
     def submit_many(
         self,
@@ -145,13 +135,10 @@ class Router:
             StoreError: The store could not take them. Nothing is stored.
             RouterClosedError: The router was closed.
         """
-        site = site or call_site(1)
-        pairs = _pair(requests, keys)
-        if latency == REAL_TIME:
-            return self._all_live(pairs, deadline, extra_headers)
-        drafts = self._drafts(pairs, latency, deadline, site, extra_headers)
-        since = self._resolver.position()
-        return self._wait(drafts, self._parts.intake.enqueue(drafts), since)
+        terms = Terms(
+            latency=latency, deadline=deadline, site=site or call_site(1), extra_headers=extra_headers
+        )
+        return self._submission.submit(_list(requests, keys), terms)
 
     def asubmit(
         self,
@@ -168,21 +155,13 @@ class Router:
         Concurrent callers share one commit. Cancelled before the commit began, nothing is stored.
         """
         # Not `async` itself: the caller of a coroutine can be the event loop, which is no call site.
-        return self._asubmit(request, latency, deadline, site or call_site(1), key, extra_headers)
+        terms = Terms(
+            latency=latency, deadline=deadline, site=site or call_site(1), extra_headers=extra_headers
+        )
+        return self._asubmit(Ask(request=request, key=key), terms)
 
-    async def _asubmit(
-        self,
-        request: Mapping[str, Any],
-        latency: str,
-        deadline: timedelta | datetime | None,
-        site: str,
-        key: str | None,
-        extra_headers: Mapping[str, str] | None,
-    ) -> MessageFuture:
-        if latency == REAL_TIME:
-            return self._start_live(self._check_live(request, deadline, extra_headers), key, extra_headers)
-        draft = self._draft(request, latency, deadline, site, key, extra_headers, None)
-        return (await self._enqueue_soon([draft]))[0]
+    async def _asubmit(self, ask: Ask, terms: Terms) -> MessageFuture:
+        return (await self._submission.submit_soon([ask], terms, in_thread=False))[0]
 
     def asubmit_many(
         self,
@@ -195,22 +174,15 @@ class Router:
         extra_headers: Mapping[str, str] | None = None,
     ) -> Coroutine[Any, Any, list[MessageFuture]]:
         """`submit_many` for asyncio code; encodes and writes in threads, so the loop goes on."""
-        return self._asubmit_many(requests, latency, deadline, site or call_site(1), keys, extra_headers)
+        terms = Terms(
+            latency=latency, deadline=deadline, site=site or call_site(1), extra_headers=extra_headers
+        )
+        return self._asubmit_many(requests, keys, terms)
 
     async def _asubmit_many(
-        self,
-        requests: Iterable[Mapping[str, Any]],
-        latency: str,
-        deadline: timedelta | datetime | None,
-        site: str,
-        keys: Sequence[str | None] | None,
-        extra_headers: Mapping[str, str] | None,
+        self, requests: Iterable[Mapping[str, Any]], keys: Sequence[str | None] | None, terms: Terms
     ) -> list[MessageFuture]:
-        pairs = _pair(requests, keys)
-        if latency == REAL_TIME:
-            return self._all_live(pairs, deadline, extra_headers)
-        drafts = await asyncio.to_thread(self._drafts, pairs, latency, deadline, site, extra_headers)
-        return await self._enqueue_soon(drafts)
+        return await self._submission.submit_soon(_list(requests, keys), terms, in_thread=True)
 
     def future(self, request_id: str | None = None, *, key: str | None = None) -> MessageFuture:
         """A future for a request that another process, or yesterday's run, submitted.
@@ -222,40 +194,20 @@ class Router:
         Raises:
             UnknownRequestError: The store has no such request.
         """
-        self._check_open()
-        if (request_id is None) == (key is None):
-            raise TypeError("give either a request_id or a key")
-        store = self._parts.store
-        found = store.find_key(key) if key is not None else request_id
-        view = store.find(found) if found is not None else None
-        if view is None:
-            raise UnknownRequestError(f"the store has no request {request_id or f'with key {key!r}'}")
-        since = self._resolver.position()
-        future = MessageFuture(
-            self,
-            request_id=view.request_id,
-            key=view.key,
-            latency=view.latency,
-            deadline=view.deadline_at,
-        )
-        waiting, _ = self._resolver.register([future], since)
-        self._resolver.look_up(waiting)
-        return waiting[0]
+        return self._submission.future(request_id, key)
 
     def flush(self) -> int:
         """Sends everything that waits, now; answers with the number of batches that were created.
 
-        0 where another process works on the store: it is asked to do it.
+        0 where another process works on the store: it is asked to do it. Paused classes stay.
         """
-        self._check_open()
-        worker = self._worker
-        if worker is None:
-            self._parts.store.request_flush()
-            return 0
-        return worker.flush()
+        self._lifetime.check_open()
+        return self._operations.flush()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Flushes, and waits until every request in the store has its outcome.
+
+        What is paused or held back is waited for, too: `status` names it.
 
         Args:
             timeout: Seconds to wait at most; None waits as long as it takes.
@@ -263,35 +215,96 @@ class Router:
         Returns:
             True when nothing is left, False when the time was up first.
         """
-        give_up_at = None if timeout is None else time.monotonic() + timeout
-        flush_at = 0.0
-        store = self._parts.store
-        while True:
-            self._check_open()
-            flying, waiting = store.open_batches(), store.waiting()
-            # Looked at twice: between two looks a request can go from the queue into a batch, or back.
-            if not flying and not waiting and not store.open_batches():
-                return True
-            now = time.monotonic()
-            if give_up_at is not None and now >= give_up_at:
-                return False
-            if waiting and now >= flush_at:  # Also what a batch has sent back.
-                self.flush()
-                flush_at = now + _DRAIN_FLUSH_SECONDS
-            time.sleep(_DRAIN_LOOK_SECONDS)
+        return self._operations.drain(timeout)
 
     def status(self) -> RouterStatus:
-        """What waits, what is in flight, what is held back, and who works on it."""
-        self._check_open()
-        worker = self._worker
-        return describe(
-            self._parts.store,
-            self._parts.clock.now(),
-            working=worker is not None and worker.working,
-            serves=self._serves,
-            holds=worker.holds if worker is not None else {},
-            problems=worker.problems if worker is not None else {},
-        )
+        """What waits, what is in flight, what is held back or will be late, and who works on it."""
+        self._lifetime.check_open()
+        return self._operations.status()
+
+    def why(self, request_id: str) -> str:
+        """One sentence: what a request waits for and until when, or how it ended.
+
+        Raises:
+            UnknownRequestError: The store has no such request.
+        """
+        self._lifetime.check_open()
+        return self._operations.why(request_id)
+
+    def find(self, *, key: str | None = None, batch: str | None = None) -> list[str]:
+        """Ids of the requests without an outcome whose key matches, or that are in a batch.
+
+        Args:
+            key: A shell pattern (``fnmatch``) of idempotency keys, such as ``"nightly-*"``, or
+            batch: the id of a batch, ours or the API's.
+
+        Raises:
+            UnknownRequestError: The store has no such batch.
+        """
+        self._lifetime.check_open()
+        return self._operations.find(key=key, batch=batch)
+
+    def cancel(
+        self,
+        request_ids: str | Iterable[str] | None = None,
+        *,
+        key: str | None = None,
+        batch: str | None = None,
+    ) -> Canceled:
+        """Gives requests up: those in the queue at once, those in a batch unless the API answers first.
+
+        A batch of which nothing else is left is canceled at the API by whoever works on the store;
+        what it has answered by then is paid for and handed over. Futures of canceled requests are
+        cancelled.
+
+        Args:
+            request_ids: Their ids (unknown ones are left out), or
+            key: a shell pattern of their keys, as for `find`, or
+            batch: the batch they are in, as for `find`.
+
+        Raises:
+            UnknownRequestError: The store has no such batch.
+        """
+        self._lifetime.check_open()
+        return self._operations.cancel(request_ids, key, batch)
+
+    def pause(self, latency: str) -> None:
+        """Leaves a latency class in the queue until `resume`, whichever process works on the store.
+
+        Requests are still accepted, and what is in flight is collected. Their deadlines are missed
+        if it takes that long: `status` tells of those.
+
+        Raises:
+            UnknownLatencyError: There is no such class, or it is real-time.
+        """
+        self._lifetime.check_open()
+        self._operations.pause(latency)
+
+    def resume(self, latency: str) -> bool:
+        """Takes a `pause` back. False when the class was not paused.
+
+        Raises:
+            UnknownLatencyError: As for `pause`.
+        """
+        self._lifetime.check_open()
+        return self._operations.resume(latency)
+
+    def prune(self, older_than: timedelta | None = None, *, undelivered: bool = False) -> int:
+        """Forgets requests that were settled long ago; answers with how many.
+
+        Their answers and keys are gone then: the same key would be a new request, and paid again.
+        Whoever works on the store does it every hour; this is for other limits.
+
+        Args:
+            older_than: Since they were settled; by default the setting ``retention``.
+            undelivered: Also those whose answer nobody has picked up. It was paid for.
+
+        Raises:
+            InvalidRequestError: ``older_than`` is negative, or more than a hundred years.
+            StoreBusyError: Another process works on the store.
+        """
+        self._lifetime.check_open()
+        return self._operations.prune(older_than, undelivered=undelivered)
 
     def close(self) -> None:
         """Stops cleanly; may be repeated. What is queued or in flight stays in the store.
@@ -299,21 +312,17 @@ class Router:
         Waits for real-time calls, commits and creates that are under way. Futures that still wait
         fail with `RouterClosedError`; their requests do not.
         """
-        with self._closing:
-            if self._closed or os.getpid() != self._pid:
-                return
-            self._closed = True
-        parts = self._parts
-        # Outside the lock: what is waited for may call close too. Whatever fails, the rest is closed.
-        with contextlib.ExitStack() as stack:
-            stack.callback(atexit.unregister, self._at_exit)
-            if parts.owns_store:
-                stack.callback(parts.store.close)
-            stack.callback(self._resolver.close)
-            if self._worker is not None:
-                stack.callback(self._worker.stop)
-            stack.callback(parts.intake.close)
-            parts.live.close(wait=True)
+        self._lifetime.close()
+
+    def __del__(self) -> None:
+        lifetime = getattr(self, "_lifetime", None)
+        if lifetime is not None and lifetime.leaks:
+            warnings.warn(
+                f"{self!r} was dropped without close(): it works on until the interpreter ends",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -331,191 +340,24 @@ class Router:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    # What futures ask of their router
 
-    def cancel(self, request_id: str) -> bool:
-        """Takes a request out of the queue; False when it has left it."""
-        self._check_open()
-        return self._parts.store.cancel(request_id, self._parts.clock.now())
+def _make_worker(parts: Parts, resolver: Resolver[MessageFuture]) -> Worker:
+    from llmrouter.worker import Worker  # noqa: PLC0415  (APScheduler loads with the first worker)
 
-    def state(self, request_id: str) -> str:
-        """Where a request is."""
-        view = self._parts.store.find(request_id)
-        if view is None:
-            return "running"
-        if view.state is RequestState.CLAIMED:
-            states = {batch.batch_id: batch.state for batch in self._parts.store.open_batches()}
-            return states.get(view.batch_id or "", view.state).value
-        return view.state.value
-
-    def decode(self, outcome: Outcome) -> Message | Exception:
-        """The message of an outcome, or its exception."""
-        return self._parts.decode(outcome)
-
-    def pin(self, future: MessageFuture) -> None:
-        """Keeps a future alive that somebody listens to."""
-        self._resolver.pin(future)
-
-    def _serves(self, lane: Lane) -> bool:
-        try:
-            return self._parts.lanes.serves(lane)
-        except SettingsError:  # There is no credential at all.
-            return False
-
-    def _make_worker(self) -> Worker:
-        from llmrouter.worker import Worker  # noqa: PLC0415  (APScheduler loads with the first worker)
-
-        engine = self._parts.engine(on_settled=self._resolver.notify)
-        settings = self._parts.settings
-        return Worker(engine, poll=settings.poll, timezone=settings.timezone)
-
-    def _draft(
-        self,
-        request: Mapping[str, Any],
-        latency: str,
-        deadline: timedelta | datetime | None,
-        site: str,
-        key: str | None,
-        extra_headers: Mapping[str, str] | None,
-        index: int | None,
-    ) -> Draft:
-        self._check_open()
-        chosen = self._parts.routing.batch_class(latency)
-        _check_text("site", site, index)
-        if key is not None:
-            _check_text("key", key, index)
-        if deadline is not None:
-            check_deadline(deadline, self._parts.clock.now())
-        encoded = self._parts.encode(request, batch=True, extra_headers=extra_headers, index=index)
-        try:
-            lane = self._parts.lanes.lane_for(encoded.headers)
-        except InvalidRequestError as error:
-            raise InvalidRequestError(error.field, error.problem, index=index) from None
-        name = (lane.lane_id, latency, site, encoded.model)
-        group = self._groups.get(name)
-        if group is None:
-            group = self._groups[name] = Group(lane=lane, latency=latency, site=site, model=encoded.model)
-        return Draft(group=group, latency=chosen, body=encoded.body, deadline=deadline, key=key)
-
-    def _drafts(
-        self,
-        pairs: Iterable[tuple[Mapping[str, Any], str | None]],
-        latency: str,
-        deadline: timedelta | datetime | None,
-        site: str,
-        extra_headers: Mapping[str, str] | None,
-    ) -> list[Draft]:
-        return [
-            self._draft(request, latency, deadline, site, key, extra_headers, index)
-            for index, (request, key) in enumerate(pairs)
-        ]
-
-    async def _enqueue_soon(self, drafts: list[Draft]) -> list[MessageFuture]:
-        since = self._resolver.position()
-        accepted = await asyncio.wrap_future(self._parts.intake.enqueue_soon(drafts))
-        futures, look = self._register(drafts, accepted, since)
-        if look:
-            await asyncio.to_thread(self._resolver.look_up, futures)
-        return futures
-
-    def _wait(self, drafts: list[Draft], accepted: list[Accepted], since: int) -> list[MessageFuture]:
-        futures, look = self._register(drafts, accepted, since)
-        if look:
-            self._resolver.look_up(futures)
-        return futures
-
-    def _register(
-        self, drafts: list[Draft], accepted: list[Accepted], since: int
-    ) -> tuple[list[MessageFuture], bool]:
-        futures = [
-            MessageFuture(
-                self,
-                request_id=one.request_id,
-                key=draft.key,
-                latency=draft.group.latency,
-                deadline=one.deadline_at,
-            )
-            for draft, one in zip(drafts, accepted, strict=True)
-        ]
-        waiting, moved = self._resolver.register(futures, since)
-        # A known key may belong to a request that was answered long ago.
-        return waiting, moved or any(one.duplicate for one in accepted)
-
-    def _all_live(
-        self,
-        pairs: Iterable[tuple[Mapping[str, Any], str | None]],
-        deadline: timedelta | datetime | None,
-        extra_headers: Mapping[str, str] | None,
-    ) -> list[MessageFuture]:
-        checked = [
-            (self._check_live(request, deadline, extra_headers, index), key)
-            for index, (request, key) in enumerate(pairs)
-        ]
-        return [self._start_live(arguments, key, extra_headers) for arguments, key in checked]
-
-    def _check_live(
-        self,
-        request: Mapping[str, Any],
-        deadline: timedelta | datetime | None,
-        extra_headers: Mapping[str, str] | None,
-        index: int | None = None,
-    ) -> Mapping[str, Any]:
-        self._check_open()
-        check_deadline(deadline, self._parts.clock.now())
-        encoded = self._parts.encode(request, batch=False, extra_headers=extra_headers, index=index)
-        return encoded.arguments
-
-    def _start_live(
-        self, arguments: Mapping[str, Any], key: str | None, extra_headers: Mapping[str, str] | None
-    ) -> MessageFuture:
-        future = MessageFuture(
-            self, request_id=f"live_{secrets.token_hex(10)}", key=key, latency=REAL_TIME, deadline=None
-        )
-        self._parts.live.start(arguments, extra_headers or {}, future.take)
-        return future
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RouterClosedError("the router was closed")
-        if os.getpid() != self._pid:
-            raise RouterClosedError(
-                "this router belongs to the process that this one was forked from; make one after the fork"
-            )
+    engine = parts.engine(on_settled=resolver.notify)
+    return Worker(engine, poll=parts.settings.poll, timezone=parts.settings.timezone)
 
 
-def _pair(
-    requests: Iterable[Mapping[str, Any]], keys: Sequence[str | None] | None
-) -> list[tuple[Mapping[str, Any], str | None]]:
+def _list(requests: Iterable[Mapping[str, Any]], keys: Sequence[str | None] | None) -> list[Ask]:
     listed = list(requests)
     if keys is None:
-        return [(request, None) for request in listed]
+        keys = [None] * len(listed)
     if len(keys) != len(listed):
         raise TypeError(f"{len(listed)} requests need as many keys, not {len(keys)}")
-    return list(zip(listed, keys, strict=True))
-
-
-def _check_text(field: str, text: object, index: int | None) -> None:
-    """Refuses what no store could keep, before it gets into a commit with others."""
-    if not isinstance(text, str) or not text:
-        raise InvalidRequestError(field, "should be a text that is not empty", index=index)
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            problem = "has a lone surrogate, which is no valid text"
-            raise InvalidRequestError(field, problem, index=index) from None
-
-
-def _close_at_exit(router: weakref.ref[Router]) -> Any:
-    """Closes a router that is still there when the interpreter ends."""
-
-    def close() -> None:
-        alive = router()
-        if alive is not None:
-            alive.close()
-
-    atexit.register(close)
-    return close
+    return [
+        Ask(request=request, key=key, index=index)
+        for index, (request, key) in enumerate(zip(listed, keys, strict=True))
+    ]
 
 
 def _log_lookup_error(error: Exception) -> None:

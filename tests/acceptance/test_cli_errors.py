@@ -14,7 +14,20 @@ from llmrouter.cli import main
 if TYPE_CHECKING:
     from cli_support import Cli
 
-COMMANDS = ("demo", "run", "status", "worker", "flush", "sandbox")
+COMMANDS = (
+    "demo",
+    "run",
+    "status",
+    "why",
+    "cancel",
+    "worker",
+    "flush",
+    "pause",
+    "resume",
+    "prune",
+    "repair",
+    "sandbox",
+)
 
 
 def fails_with(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
@@ -37,6 +50,18 @@ RUN = ("run", "in.jsonl", "-o", "out.jsonl")
         (("rn",), "no such command 'rn'"),
         (("run", "in.jsonl"), "missing option '--output' / '-o' (see: llmrouter run --help)"),
         (("status", "--stor"), "no such option: --stor"),
+        (("why",), "missing argument 'REQUEST_ID' (see: llmrouter why --help)"),
+        (("why", "req_1"), "there is no store at disk://"),
+        (("pause", "daily"), "there is no store at disk://"),
+        (("resume", "daily"), "there is no store at disk://"),
+        (("repair",), "there is no store at disk://"),
+        (("repair", "--store", "memory://"), "there is no store at memory://"),
+        (("prune", "--older-than", "soon"), "--older-than: 'soon' is no span: give seconds, or"),
+        (("prune", "--older-than", "-3"), "--older-than: '-3' is no span"),
+        (("prune", "--older-than", "0"), "--older-than: '0' is no span: it must be longer than nothing"),
+        (("cancel",), "give either request ids, --key, --batch or --run"),
+        (("cancel", "req_1", "--key", "k"), "give either request ids, --key, --batch or --run"),
+        (("cancel", "req_1"), "there is no store at disk://"),
         (("status", "--store", "nope:///x"), "store: 'nope:///x' is no store; write disk:///path/to/folder"),
         (("worker", "--store", "memory://"), "memory:// lives in one process, which has its own worker; "),
         (("sandbox", "--speed", "0"), "--speed: 0 is no speed; give a number above 0"),
@@ -189,7 +214,7 @@ def test_the_library_does_not_load_the_commands() -> None:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("command", ["status", "flush"])
+@pytest.mark.parametrize("command", ["status", "flush", "prune"])
 def test_looking_makes_no_store(cli: Cli, capsys: pytest.CaptureFixture[str], command: str) -> None:
     """Where there is none, it says so, without an API key, and that is no failure."""
     with pytest.raises(SystemExit) as left:

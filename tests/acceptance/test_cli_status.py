@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,17 +34,64 @@ def test_what_waits_and_what_is_in_flight(cli: Cli, slow_api: Sandbox) -> None:
     assert (text.code, text.err) == (0, "")
     assert "1 request queued, 5 in 2 open batches" in text.out
     assert "1 batch is in doubt: perhaps created, so not sent again." in text.out
-    assert "This command does not work on the store" in text.out
+    assert "No process works on this store: start llmrouter worker." in text.out
     words = [line.split() for line in text.out.splitlines()]
     assert any(line[0] == "weekly" and line[2] == "1" for line in words if line)
     assert any(line[:4] == ["in", "doubt", "hourly", "3"] for line in words)
     assert any(line[:4] == ["in", "flight", "daily", "2"] for line in words)
-    assert max(len(line) for line in text.out.splitlines()[2:-1]) <= 80
+    assert max(len(line) for line in text.out.splitlines()[1:]) <= 80
 
     found = json.loads(cli.run("status", "--json").out)
     assert (found["exists"], found["working"], found["queued"], found["in_batches"]) == (True, False, 1, 5)
     assert sorted(batch["state"] for batch in found["batches"]) == ["in_doubt", "in_flight"]
     assert found["backlog"][0]["latency"] == "weekly"
+    assert (found["engine"], found["unattended"]) == (None, True)
+    (doubtful,) = (batch for batch in found["batches"] if batch["state"] == "in_doubt")
+    assert doubtful["in_doubt_at"]
+    assert set(doubtful["candidates"]) <= set(slow_api.batches)
+
+
+def test_what_is_wrong_is_told(cli: Cli, slow_api: Sandbox) -> None:
+    """Who works, what is paused or held back, what will be late: also as JSON, and within 80 columns."""
+    slow_api.faults.add(
+        Fault(
+            kind="status",
+            status=401,
+            endpoint="batches.create",
+            headers={"retry-after": "600"},
+            message="invalid x-api-key, which is told at some length so that it does not fit in a line",
+            count=None,
+        )
+    )
+    running = cli.start("worker")
+    running.wait_for("this process works on the store now")
+    with (
+        Anthropic(base_url=cli.env["ANTHROPIC_BASE_URL"], api_key="sandbox") as client,
+        Router(client, store=cli.store, worker=False) as router,
+    ):
+        router.submit(make_request("held"), latency="daily", deadline=timedelta(seconds=5))
+        router.pause("weekly")
+        router.submit(make_request("paused"), latency="weekly")
+        wait_until(lambda: router.status().holds)
+    text = cli.run("status").out
+    found = json.loads(cli.run("status", "--json").out)
+
+    assert re.search(r"^\S+:\d+:\w+ works on this store\.$", text, flags=re.MULTILINE)
+    assert re.search(
+        r"^weekly is paused, for [\d.]+ s now: llmrouter resume weekly$", text, flags=re.MULTILINE
+    )
+    assert re.search(r"^weekly .* paused, held for 10 min *$", text, flags=re.MULTILINE)
+    assert re.search(r"^Lane \w{8} waits for .* more: ", text, flags=re.MULTILINE)
+    assert "invalid x-api-key" in " ".join(text.split())
+    assert "a deadline will pass, in" in text or "a deadline has passed," in text
+    assert max(len(line) for line in text.splitlines()[1:]) <= 80
+    assert (found["engine"]["working_here"], found["unattended"]) == (False, False)
+    assert list(found["paused"]) == ["weekly"]
+    (hold,) = found["holds"]
+    assert hold["cause"] == "credential"
+    lines = {line["latency"]: line for line in found["backlog"]}
+    assert (lines["weekly"]["paused"], lines["weekly"]["will_miss"]) == (True, True)
+    assert lines["daily"]["held_until"] == hold["until"]
 
 
 @pytest.mark.usefixtures("here")

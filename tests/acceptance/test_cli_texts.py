@@ -13,9 +13,9 @@ from rich.console import Console
 
 from llmrouter.cli.console import OneLine
 from llmrouter.cli.failures import explain
-from llmrouter.cli.formats import format_bytes, format_count, format_share, format_span, format_usd
 from llmrouter.cli.tables import summary_table
 from llmrouter.errors import InvalidRequestError, StoreBusyError
+from llmrouter.reports.formats import format_bytes, format_count, format_share, format_span, format_usd
 from llmrouter.reports.summary import Finished, Tally
 
 

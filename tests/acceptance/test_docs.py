@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from llmrouter import Settings
+from llmrouter.domain.reporting import Hold
+from llmrouter.reports.status import BacklogStatus, BatchStatus, EngineStatus, RouterStatus
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ["-m", "typer", "llmrouter.cli.app", "utils", "docs", "--name", "llmrouter"]
@@ -25,6 +30,24 @@ def test_every_setting_is_in_the_reference() -> None:
     rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "settings.md").read_text(), flags=re.MULTILINE)
     named = {name.split(".")[0] for row in rows for name in re.findall(r"`([\w.]+)`", row)}
     assert named == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("table", "record", "more"),
+    [
+        (0, RouterStatus, {"queued", "in_batches", "unattended"}),
+        (1, EngineStatus, set()),
+        (2, BacklogStatus, set()),
+        (3, BatchStatus, set()),
+        (4, Hold, set()),
+    ],
+)
+def test_every_field_of_the_status_is_in_the_reference(table: int, record: type, more: set[str]) -> None:
+    """docs/status.md names each field of ``status --json``, and none that there is not."""
+    tables = (ROOT / "docs" / "status.md").read_text().split("| field | meaning |")[1:]
+    rows = re.findall(r"^\| (`.*?) \|", tables[table], flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named == {field.name for field in fields(record)} | more
 
 
 def test_every_link_in_the_documents_leads_somewhere() -> None:

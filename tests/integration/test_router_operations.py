@@ -360,7 +360,13 @@ def test_a_closed_router_takes_nothing_more(world: World) -> None:
         lambda: router.future(future.request_id),
         router.flush,
         router.status,
+        router.prune,
         lambda: router.drain(1),
+        lambda: router.why(future.request_id),
+        lambda: router.find(key="*"),
+        lambda: router.cancel(future.request_id),
+        lambda: router.pause(BULK),
+        lambda: router.resume(BULK),
     ]
     for call in calls:
         with pytest.raises(RouterClosedError):

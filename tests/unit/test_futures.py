@@ -320,6 +320,18 @@ def test_a_request_canceled_elsewhere_cancels_the_future(owner: FakeOwner) -> No
     assert (future.cancelled(), future.status(), future.outcome) == (True, "canceled", canceled())
 
 
+def test_a_request_that_was_given_up_in_a_batch_cancels_the_future(owner: FakeOwner) -> None:
+    """Like one that was canceled in the queue; one that the API canceled fails."""
+    given_up, by_the_api = owner.future("req_1"), owner.future("req_2")
+    given_up.settle(outcome("req_1", OutcomeKind.CANCELED, raw=b""))
+    owner.answer = lambda _: ValueError("the API canceled it")
+    by_the_api.settle(outcome("req_2", OutcomeKind.CANCELED))
+
+    assert (given_up.cancelled(), given_up.status()) == (True, "canceled")
+    assert isinstance(by_the_api.exception(0), ValueError)
+    assert (by_the_api.cancelled(), by_the_api.status()) == (False, "canceled")
+
+
 def test_a_cancel_that_the_log_tells_of_first_is_no_error(
     owner: FakeOwner, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -374,6 +386,7 @@ def test_a_closed_router_fails_the_future_and_not_the_request(owner: FakeOwner) 
     error = future.exception(0)
     assert isinstance(error, RouterClosedError)
     assert "router.future('req_1')" in str(error)
+    assert future.status() == "closed"
 
 
 def test_a_future_that_nobody_holds_is_forgotten(owner: FakeOwner, resolver: Resolver[MessageFuture]) -> None:

@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from llmrouter._version import __version__
+from llmrouter.cli.cancel import cancel
 from llmrouter.cli.console import note
 from llmrouter.cli.demo import demo
 from llmrouter.cli.failures import EXIT_CODES, OK, explain
 from llmrouter.cli.options import Invocation
+from llmrouter.cli.pause import pause, resume
 from llmrouter.cli.run import run
 from llmrouter.cli.sandbox import sandbox
 from llmrouter.cli.status import status
+from llmrouter.cli.upkeep import prune, repair
+from llmrouter.cli.why import why
 from llmrouter.cli.worker import flush, worker
 
 app = typer.Typer(
@@ -24,7 +28,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
 )
-for command in (demo, run, status, worker, flush, sandbox):
+for command in (
+    demo,
+    run,
+    status,
+    why,
+    cancel,
+    worker,
+    flush,
+    pause,
+    resume,
+    prune,
+    repair,
+    sandbox,
+):
     app.command()(command)
 
 

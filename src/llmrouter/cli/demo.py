@@ -19,11 +19,11 @@ from llmrouter.cli.console import log_to_stderr, note, out, show
 from llmrouter.cli.demo_job import DemoJob, account_of_books
 from llmrouter.cli.demo_requests import DemoRequest, make_requests
 from llmrouter.cli.failures import FAILED, INTERRUPTED
-from llmrouter.cli.formats import format_count, format_usd
 from llmrouter.cli.options import connect, require_sandbox
 from llmrouter.cli.progress import Display
 from llmrouter.cli.signals import Stop
 from llmrouter.cli.tables import summary_table
+from llmrouter.reports.formats import format_count, format_usd
 from llmrouter.router import Router
 from llmrouter.settings import Settings
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llmrouter.cli.demo_requests import LATENCIES
-from llmrouter.cli.formats import format_count, format_span
 from llmrouter.cli.outcomes import finished_of, result_of
 from llmrouter.domain.latency import REAL_TIME
 from llmrouter.errors import RouterClosedError
+from llmrouter.reports.formats import format_count, format_span
 from llmrouter.reports.summary import SummaryRow, Tally
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 LATENCIES = ("real-time", "hourly", "daily", "weekly")
 
-# One in ten waits for its answer, two can wait an hour, six a day, one a week: the mix of POLICY.md.
+# One in ten waits for its answer, two can wait an hour, six a day, one a week: the mix of docs/policy.md.
 _PATTERN = (
     "daily",
     "hourly",

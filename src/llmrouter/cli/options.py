@@ -1,11 +1,10 @@
 """What several commands share: options, the client, the store's name."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import unquote, urlsplit
 
 import typer
 from anthropic import Anthropic
@@ -14,7 +13,9 @@ from llmrouter.claude.lanes import Lanes
 from llmrouter.cli.failures import InputError
 from llmrouter.errors import MissingExtraError, SettingsError
 from llmrouter.reports.status import RouterStatus
+from llmrouter.router import Router
 from llmrouter.settings import Settings
+from llmrouter.wiring import store_folder
 
 StoreOption = Annotated[
     str | None,
@@ -70,10 +71,25 @@ def store_url(store: str | None, settings: Settings) -> str:
 
 def store_exists(url: str) -> bool:
     """Whether there is a store at a URL, so that one is not made by looking."""
-    parts = urlsplit(url)
-    if parts.scheme == "disk":
-        return (Path(unquote(f"{parts.netloc}{parts.path}")).expanduser() / "cache.db").exists()
-    return parts.scheme != MEMORY.rstrip(":")
+    scheme = url.partition(":")[0]
+    if scheme == "disk":
+        return (store_folder(url) / "cache.db").exists()
+    return scheme != MEMORY.rstrip(":")
+
+
+@contextmanager
+def existing_store(store: str | None) -> Iterator[tuple[Router, str]]:
+    """A router that works on nothing, for a store that is there, and the store's URL. No API key is needed.
+
+    Raises:
+        InputError: There is no store.
+    """
+    settings = Settings()
+    url = store_url(store, settings)
+    if not store_exists(url):
+        raise InputError(f"there is no store at {url}")
+    with Router(Anthropic(), store=url, settings=settings, worker=False) as router:
+        yield router, url
 
 
 def count_foreign(status: RouterStatus) -> int:

@@ -1,6 +1,5 @@
 """``llmrouter run``: the requests of a file, answered into another."""
 
-import hashlib
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -12,15 +11,15 @@ from llmrouter.claude.encoding import encode
 from llmrouter.claude.lanes import Lanes
 from llmrouter.cli.console import err, log_to_stderr, note
 from llmrouter.cli.failures import FAILED, INTERRUPTED
-from llmrouter.cli.formats import format_count
 from llmrouter.cli.jsonl import STDIN, Line, RequestFile
 from llmrouter.cli.options import Invocation, StoreOption, connect, store_url
 from llmrouter.cli.progress import Display
 from llmrouter.cli.results import Results, check_output
-from llmrouter.cli.run_job import RunJob, RunPlan
+from llmrouter.cli.run_job import RunJob, RunPlan, default_name
 from llmrouter.cli.signals import Stop
 from llmrouter.cli.tables import summary_table
 from llmrouter.domain.latency import REAL_TIME
+from llmrouter.reports.formats import format_count
 from llmrouter.router import Router
 from llmrouter.routing import Routing
 from llmrouter.settings import Settings
@@ -84,7 +83,7 @@ def run(
     client = connect()
     with RequestFile(file) as requests:
         plan = RunPlan(
-            name=name or _default_name(file, target, latency),
+            name=name or default_name(target if str(file) == STDIN else file, latency),
             store_url=store_url(store, settings),
             latency=latency,
             site=site or f"run:{'stdin' if str(file) == STDIN else file.stem}",
@@ -176,10 +175,3 @@ def _report(results: Results, plan: RunPlan, output: Path) -> None:
             style="red",
         )
         raise typer.Exit(FAILED)
-
-
-def _default_name(file: Path, target: Path, latency: str) -> str:
-    """Stays the same for the same command; what comes from standard input goes by the name of OUT."""
-    path = target if str(file) == STDIN else file.expanduser().resolve()
-    digest = hashlib.sha256(f"{path}\n{latency}".encode()).hexdigest()
-    return f"{path.stem}-{latency}-{digest[:8]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from dataclasses import dataclass
@@ -15,14 +16,15 @@ from rich.text import Text
 
 from llmrouter.cli.console import note
 from llmrouter.cli.failures import InputError
-from llmrouter.cli.formats import format_count, format_usd
 from llmrouter.cli.options import MEMORY, OTHER_KEY, count_foreign
 from llmrouter.domain.batches import BatchState
 from llmrouter.domain.latency import REAL_TIME
 from llmrouter.errors import InvalidRequestError, KeyConflictError
+from llmrouter.reports.formats import format_count, format_usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from rich.console import RenderableType
 
@@ -63,6 +65,27 @@ class RunPlan:
     def key(self, line: Line) -> str:
         """The idempotency key of a request: of its place in the run, and of what it says."""
         return f"run:{self.name}:{line.index}:{_digest(line.params)}"
+
+
+def default_name(path: Path, latency: str) -> str:
+    """The name of a run that was given none: it stays the same for the same command.
+
+    Args:
+        path: Of its requests; of what comes from standard input, of its results.
+        latency: Its class.
+    """
+    resolved = path.expanduser().resolve()
+    digest = hashlib.sha256(f"{resolved}\n{latency}".encode()).hexdigest()
+    return f"{resolved.stem}-{latency}-{digest[:8]}"
+
+
+def find_run(router: Router, name: str) -> list[str]:
+    """Ids of a run's requests that have no outcome yet, by the keys that `RunPlan.key` gives."""
+    prefix = f"run:{glob.escape(name)}:"
+    found = router.find(key=f"{prefix}*:*")
+    # The name of another run may begin with this one and a colon.
+    others = set(router.find(key=f"{prefix}*:*:*")) if found else set()
+    return [request_id for request_id in found if request_id not in others]
 
 
 class RunJob:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from llmrouter.cli.formats import format_share, format_span, format_usd
+from llmrouter.reports.formats import format_share, format_span, format_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,6 @@ import typer
 from llmrouter._version import __version__
 from llmrouter.cli.console import log_to_stderr, show
 from llmrouter.cli.failures import InputError
-from llmrouter.cli.formats import format_count
 from llmrouter.cli.options import (
     MEMORY,
     OTHER_KEY,
@@ -20,6 +19,7 @@ from llmrouter.cli.options import (
     store_url,
 )
 from llmrouter.cli.signals import Stop
+from llmrouter.reports.formats import format_count
 from llmrouter.router import Router
 from llmrouter.settings import Settings
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and times as people read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
 _MINUTE = 60
 _HOUR = 3600
@@ -64,3 +64,9 @@ def format_bytes(size_bytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def format_instant(instant: datetime, now: datetime) -> str:
+    """An instant to the second, and how far from now that is; both in UTC."""
+    away = f"{format_span(now - instant)} ago" if instant <= now else f"in {format_span(instant - now)}"
+    return f"{instant:%Y-%m-%d %H:%M:%S} UTC, {away}"
