@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llmrouter.errors import RouterClosedError
 from support.processes import Puppet
+from support.recovery import AT_ONCE
 from support.requests import ask
 from support.waiting import wait_until
 from support.world import BULK
@@ -26,6 +30,8 @@ pytestmark = pytest.mark.timeout(60)
 
 
 LONGEST_STANDSTILL_SECONDS = 0.5
+SLOWEST_ENQUEUE_SECONDS = 5.0
+"""Far below the 30 s after which a caller would hear that the store is busy; usually it is hundredths."""
 
 
 def test_two_routers_share_a_store(world: World) -> None:
@@ -107,6 +113,169 @@ def test_many_processes_enqueue_at_once(world: World) -> None:
     world.finish()
     assert all(router.future(key=f"key-{number}").result(10).content for number in range(50))
     world.check_books(50)
+
+
+LEASE_SECONDS = 3.0
+TAKE_OVER: dict[str, Any] = {"in_doubt_grace": 0.5, **AT_ONCE}
+"""Settings of one that finds out quickly what became of a create, and then sends what waits."""
+
+COUNT = 10
+
+
+def stop_at(point: str, stack: contextlib.ExitStack, world: World) -> Puppet:
+    """A process with the lease that has submitted, and is stopped while it flushes."""
+    process = stack.enter_context(Puppet(world, failpoint=f"{point}:stop"))
+    process.ask("hasten", "hastened", lease_seconds=LEASE_SECONDS)
+    assert process.ask("open", "opened") is True
+    process.ask("submit_many", "submitted", first=0, count=COUNT)
+    process.tell("flush")
+    process.wait_until_stopped()
+    return process
+
+
+def take_over(stack: contextlib.ExitStack, world: World, **settings: Any) -> Puppet:
+    """Another process, once it has the lease."""
+    process = stack.enter_context(Puppet(world))
+    process.ask("hasten", "hastened", lease_seconds=LEASE_SECONDS)
+    process.ask("open", "opened", **settings)
+    process.ask("wait", "waiting", numbers=list(range(COUNT)))
+    wait_until(lambda: process.status()["working"], what="it to take over")
+    return process
+
+
+def nothing_left(process: Puppet) -> bool:
+    """Whether all is settled, whoever works on the store."""
+    status = process.status()
+    return (status["queued"], status["states"]) == (0, [])
+
+
+@pytest.mark.parametrize("point", ["claimed", "sending"])
+def test_a_flusher_that_was_stopped_before_its_create_creates_nothing(world: World, point: str) -> None:
+    """Before the first byte or the last: another has sent its requests; it wakes up, and sends nothing."""
+    with contextlib.ExitStack() as stack:
+        late = stop_at(point, stack, world)
+        other = take_over(stack, world, **TAKE_OVER)
+        wait_until(lambda: world.batches, what="the other one to send them")
+        late.send(signal.SIGCONT)
+        assert late.wait_for(lambda line: "flushed" in line, what="the end of its flush")["flushed"] == 0
+        world.finish()
+        other.wait_for(lambda _: len(other.values("answered")) == COUNT, what="all answers")
+        late.ask("wait", "waiting", numbers=list(range(COUNT)))
+        late.wait_for(lambda _: len(late.values("answered")) == COUNT, what="the same answers")
+        wait_until(lambda: nothing_left(other), what="nothing to be left")
+    assert [len(batch.items) for batch in world.batches] == [COUNT]
+    world.check_books(COUNT)
+
+
+def test_a_flusher_that_was_stopped_after_its_create_tells_of_it(world: World) -> None:
+    """A fact, whoever works now: the one that took over need not wait for results to know."""
+    with contextlib.ExitStack() as stack:
+        late = stop_at("created", stack, world)
+        other = take_over(stack, world, **TAKE_OVER)
+        wait_until(lambda: other.status()["states"] == ["in_doubt"], what="the doubt")
+        late.send(signal.SIGCONT)
+        wait_until(lambda: other.status()["states"] == ["in_flight"], what="the record")
+        world.finish()
+        other.wait_for(lambda _: len(other.values("answered")) == COUNT, what="all answers")
+    assert world.sandbox.books.calls["batches.create"] == 1
+    world.check_books(COUNT)
+
+
+def test_a_batch_that_was_given_up_too_early_is_canceled(world: World) -> None:
+    """The list hid it longer than the grace time, so it was sent again; who created it takes it back."""
+    world.fault(kind="hide", calls=0, lists=10_000)
+    with contextlib.ExitStack() as stack:
+        late = stop_at("created", stack, world)
+        other = take_over(stack, world, **TAKE_OVER)
+        wait_until(lambda: len(world.batches) == 2, what="the second create")
+        late.send(signal.SIGCONT)
+        wait_until(lambda: world.batches[0].cancel_initiated_at, what="the cancel")
+        world.finish()
+        other.wait_for(lambda _: len(other.values("answered")) == COUNT, what="all answers")
+        wait_until(lambda: any("it will be canceled" in line for line in late.stderr), what="its word of it")
+    world.check_books(COUNT)
+
+
+def test_whoever_is_stopped_while_it_collects_settles_nothing_later(world: World) -> None:
+    """Another settles; the first one wakes up in the middle of the results, and changes nothing."""
+    with contextlib.ExitStack() as stack:
+        late = stack.enter_context(Puppet(world, failpoint="polling:stop"))
+        late.ask("hasten", "hastened", lease_seconds=LEASE_SECONDS)
+        late.ask("open", "opened", poll=0.3)
+        late.ask("submit_many", "submitted", first=0, count=COUNT)
+        late.tell("flush")
+        world.finish()
+        late.wait_until_stopped()
+        other = take_over(stack, world)
+        other.wait_for(lambda _: len(other.values("answered")) == COUNT, what="all answers")
+        late.send(signal.SIGCONT)
+        late.ask("wait", "waiting", numbers=list(range(COUNT)))
+        late.wait_for(lambda _: len(late.values("answered")) == COUNT, what="the same answers")
+        assert sorted(late.values("text")) == sorted(other.values("text"))
+        wait_until(lambda: nothing_left(late), what="nothing to be left")
+    world.check_books(COUNT)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_dead_workers_child_delays_the_next_by_the_lease_at_most(world: World) -> None:
+    """It keeps the files of its parent open, their locks with them: then the lease decides."""
+    with Puppet(world) as first, Puppet(world) as second:
+        first.ask("hasten", "hastened", lease_seconds=LEASE_SECONDS)
+        first.ask("open", "opened")
+        child = first.ask("fork", "forked")
+        try:
+            first.kill()
+            second.ask("hasten", "hastened", lease_seconds=LEASE_SECONDS)
+            second.ask("open", "opened", **AT_ONCE)
+            wait_until(lambda: second.status()["working"], within=LEASE_SECONDS * 4, what="the next one")
+            second.ask("submit_many", "submitted", first=0, count=COUNT)
+            second.ask("wait", "waiting", numbers=list(range(COUNT)))
+            world.finish_when_sent(COUNT)
+            second.wait_for(lambda _: len(second.values("answered")) == COUNT, what="all answers")
+        finally:
+            os.kill(child, signal.SIGKILL)
+    world.check_books(COUNT)
+
+
+def test_four_enqueue_while_one_flushes(world: World) -> None:
+    """None of them hears of a lock; all of it is sent once."""
+    each = 150
+    with contextlib.ExitStack() as stack:
+        worker, *others = [stack.enter_context(Puppet(world)) for _ in range(5)]
+        worker.ask("open", "opened", batch_max_requests=20, **AT_ONCE)
+        for place, process in enumerate(others):
+            process.tell("open", worker=False)
+            process.tell("submit", first=place * each, count=each)
+        for process in others:
+            process.wait_for(lambda line: "submitted" in line, what="its submits")
+            assert process.values("slowest_seconds")[0] < SLOWEST_ENQUEUE_SECONDS
+            process.stop()
+        world.finish_when_sent(4 * each)
+        wait_until(lambda: worker.status() == {"working": True, "queued": 0, "states": []}, what="the end")
+        worker.stop()
+    assert len(world.batches) > 4
+    world.check_books(4 * each)
+
+
+def test_a_future_resolves_soon_after_another_process_has_settled_it(world: World) -> None:
+    """Within a second; the test gives a busy machine one more."""
+    router = world.router(worker=False)
+    resolved_at: dict[str, datetime] = {}
+
+    def note(future: Any) -> None:
+        resolved_at[future.request_id] = datetime.now(UTC)
+
+    with Puppet(world) as process:
+        process.ask("open", "opened", **AT_ONCE)
+        futures = router.submit_many([ask(number) for number in range(200)], latency=BULK)
+        for future in futures:
+            future.add_done_callback(note)
+        world.finish_when_sent(200)
+        wait_until(lambda: len(resolved_at) == 200, what="all to be resolved")
+        process.stop()
+    spans = [resolved_at[one.request_id] - one.outcome.settled_at for one in futures if one.outcome]
+    assert len(spans) == 200
+    assert max(spans) < timedelta(seconds=2)
 
 
 async def longest_standstill(until: Callable[[], bool]) -> float:

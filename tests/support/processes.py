@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from llmrouter import failpoints
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -23,18 +25,26 @@ _TESTS = str(Path(__file__).parents[1])
 class Puppet:
     """A process that does what it is told. A context manager: it is gone after the block."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, failpoint: str = "", store: str | None = None) -> None:
+        """Starts it.
+
+        Args:
+            world: Whose API it asks, and whose store it opens.
+            failpoint: Where it is killed or stopped, see `llmrouter.failpoints`.
+            store: Another store.
+        """
         self.said: list[dict[str, Any]] = []
         """Every line it has written."""
         self.stderr: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.puppet", world.server.base_url, world.store],
+            [sys.executable, "-m", "support.puppet", world.server.base_url, store or world.store],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={
                 **os.environ,
+                failpoints.VARIABLE: failpoint,
                 "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), _TESTS])),
             },
         )
@@ -96,6 +106,25 @@ class Puppet:
         self._process.kill()
         self._process.wait(30)
         self._join()
+
+    def wait_until_killed(self) -> None:
+        """Waits until it is killed at its failpoint."""
+        assert self._process.wait(30) == -signal.SIGKILL, self._last_words()
+        self._join()
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        self._process.send_signal(number)
+
+    def wait_until_stopped(self) -> None:
+        """Waits until it is stopped, at its failpoint or by a signal."""
+
+        def look() -> bool:
+            pid, status = os.waitpid(self._process.pid, os.WUNTRACED | os.WNOHANG)
+            assert pid == 0 or os.WIFSTOPPED(status), "it has ended"
+            return pid != 0
+
+        wait_until(look, what="a process to be stopped")
 
     def stop(self, *complaints: str) -> None:
         """Lets it end in order; fails when it does not, or complains of anything but these."""

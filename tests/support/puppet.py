@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sqlite3
 import sys
 import threading
+import time
 from concurrent.futures import as_completed
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +23,7 @@ from urllib.parse import urlsplit
 import anthropic
 
 from llmrouter import Router, Settings
+from support.haste import hasten
 from support.requests import ask
 from support.world import BULK, quick
 
@@ -47,6 +52,11 @@ class Commands:
         assert self._router is not None
         return self._router
 
+    def hasten(self, **seconds: float) -> None:
+        """Shortens what no setting shortens; before `open`."""
+        hasten(**seconds)
+        say(hastened=True)
+
     def open(self, *, worker: bool = True, **settings: Any) -> None:
         """Makes the router."""
         self._router = Router(
@@ -56,10 +66,13 @@ class Commands:
 
     def submit(self, *, first: int, count: int, latency: str = BULK) -> None:
         """Submits requests one by one, and acknowledges each as soon as it was accepted."""
+        slowest = 0.0
         for number in range(first, first + count):
+            began = time.monotonic()
             future = self.router.submit(ask(number), latency=latency, key=f"key-{number}")
+            slowest = max(slowest, time.monotonic() - began)
             say(accepted=number, request_id=future.request_id)
-        say(submitted=count)
+        say(submitted=count, slowest_seconds=slowest)
 
     def submit_many(self, *, first: int, count: int, latency: str = BULK) -> None:
         """Submits requests in one call."""
@@ -78,6 +91,16 @@ class Commands:
 
         for thread in range(threads):
             threading.Thread(target=run, args=(thread,), daemon=True).start()
+
+    def fork(self) -> None:
+        """Leaves a child behind that does nothing, and keeps every file of its parent open."""
+        pid = os.fork()
+        if pid == 0:
+            for descriptor in range(3):  # Or else the test would wait for the end of what it says.
+                os.close(descriptor)
+            signal.pause()
+            os._exit(0)
+        say(forked=pid)
 
     def flush(self) -> None:
         """Flushes, in a thread of its own: the create may hang."""
@@ -98,6 +121,15 @@ class Commands:
 
         threading.Thread(target=run, daemon=True).start()
         say(waiting=len(numbers))
+
+    def cancel(self, *, pattern: str) -> None:
+        """Gives requests up, by their keys."""
+        canceled = self.router.cancel(key=pattern)
+        say(canceled=canceled.canceled + canceled.asked)
+
+    def prune(self) -> None:
+        """Forgets all that was settled."""
+        say(pruned=self.router.prune(timedelta(0), undelivered=True))
 
     def status(self) -> None:
         """Tells of the router's status."""
