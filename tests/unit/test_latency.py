@@ -127,7 +127,7 @@ def test_weekdays_are_counted_as_cron_counts_them(days: str, names: str) -> None
     ],
 )
 def test_linger_is_a_sixtieth_of_the_window_clamped(window: timedelta, expected: timedelta) -> None:
-    """POLICY.md: hourly 1 minute, daily and weekly 10."""
+    """docs/policy.md: hourly 1 minute, daily and weekly 10."""
     assert linger(window, at_least=timedelta(seconds=30), at_most=timedelta(minutes=10)) == expected
 
 

@@ -14,12 +14,15 @@ from llmrouter.domain.latency import Interval, LatencyClass
 from llmrouter.domain.packing import BatchLimits
 from llmrouter.domain.requests import Waiting
 from llmrouter.domain.scheduling import (
+    Due,
     Flush,
     FlushReason,
     Margin,
     batch_limits,
+    group_span,
     plan_early_flushes,
     poll_interval,
+    split_by_deadline,
 )
 from support.clocks import START
 from support.requests import DAILY, LANE
@@ -125,7 +128,7 @@ def test_nothing_stays_that_could_not_make_it_from_the_next_slot(deadline: int, 
     ],
 )
 def test_margin_is_a_twelfth_of_the_window_clamped(window: timedelta, margin: timedelta) -> None:
-    """POLICY.md: hourly 5 minutes, daily and weekly 60."""
+    """docs/policy.md: hourly 5 minutes, daily and weekly 60."""
     assert MARGIN.of(window) == margin
 
 
@@ -162,3 +165,96 @@ def test_batch_size_is_policys_or_what_was_set(
 def test_a_batch_is_looked_at_less_often_with_age(age: timedelta, expected: timedelta) -> None:
     """From every 10 seconds to every 60."""
     assert poll_interval(age) == expected
+
+
+def test_the_margin_is_that_of_the_requests_own_window() -> None:
+    """A daily class, and a request that was given an hour: five minutes are kept, not sixty."""
+    waiting = replace(BACKLOG, earliest_deadline_at=NEXT_SLOT + timedelta(minutes=5))
+
+    assert plan(replace(waiting, window=timedelta(hours=1))) == []
+    assert [flush.reason for flush in plan(waiting)] == [FlushReason.DEADLINE]
+
+
+def test_what_a_batch_needs_is_kept_on_top_of_the_margin() -> None:
+    """Cancel lead and spare: what leaves later would go live at once."""
+    waiting = replace(BACKLOG, earliest_deadline_at=NEXT_SLOT + timedelta(minutes=68))
+
+    def planned(reserve: timedelta) -> list[Flush]:
+        return plan_early_flushes(
+            START,
+            [waiting],
+            {"daily": DAILY},
+            {"daily": BatchLimits()},
+            {"daily": NEXT_SLOT},
+            MARGIN,
+            reserve=reserve,
+        )
+
+    assert planned(timedelta(minutes=8)) == []
+    assert planned(timedelta(minutes=8, seconds=1)) != []
+
+
+@pytest.mark.parametrize(
+    ("deadline", "per_minute", "requests"),
+    [
+        (timedelta(hours=24), 400, 1_200),
+        (timedelta(hours=24), 33.4, 100),
+        (timedelta(hours=24), 0, 100),
+        (timedelta(hours=24), 33.7, 101),
+        (timedelta(hours=24), 4_000, 10_000),
+        (timedelta(hours=24), float("inf"), 10_000),
+        (timedelta(days=7), 400, 100_000),
+    ],
+)
+def test_a_batch_is_what_goes_live_in_three_minutes(
+    deadline: timedelta, per_minute: float, requests: int
+) -> None:
+    """Within 100 and 10,000; full size where deadlines are far. A setting counts exactly."""
+    assert (
+        batch_limits(class_of(deadline), None, None, requests_per_minute=per_minute).max_requests == requests
+    )
+    assert batch_limits(class_of(deadline), 7, None, requests_per_minute=per_minute).max_requests == 7
+
+
+@pytest.mark.parametrize(
+    ("window", "span"),
+    [
+        (timedelta(hours=1), timedelta(minutes=2.5)),
+        (timedelta(hours=24), timedelta(hours=1)),
+        (timedelta(days=7), timedelta(hours=6)),
+    ],
+)
+def test_a_batch_holds_deadlines_of_one_neighbourhood(window: timedelta, span: timedelta) -> None:
+    """A twenty-fourth of the window; weekly six hours."""
+    assert group_span(window) == span
+
+
+def test_requests_are_cut_into_groups_by_deadline() -> None:
+    """From the first deadline on, by the shortest window in the group."""
+
+    def due(minutes: float, hours: float = 24) -> Due:
+        return Due(deadline_at=START + timedelta(minutes=minutes), window=timedelta(hours=hours))
+
+    assert split_by_deadline([]) == []
+    assert split_by_deadline([due(0), due(30), due(60), due(60.1), due(120)]) == [3, 2]
+    assert split_by_deadline([due(0), due(1, 1), due(2.4), due(2.6)]) == [3, 1]
+    assert split_by_deadline([due(0), due(30, 1), due(31, 1)]) == [1, 2]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from([0.5, 1, 24, 168])), min_size=1, max_size=40)
+)
+def test_each_group_is_narrow_for_its_shortest_window(requests: list[tuple[int, float]]) -> None:
+    """And nobody is left out."""
+    dues = [
+        Due(deadline_at=START + timedelta(minutes=minutes), window=timedelta(hours=hours))
+        for minutes, hours in sorted(requests)
+    ]
+    sizes, first = split_by_deadline(dues), 0
+
+    assert sum(sizes) == len(dues)
+    for size in sizes:
+        group = dues[first : first + size]
+        shortest = min(due.window for due in group)
+        assert group[-1].deadline_at - group[0].deadline_at <= group_span(shortest)
+        first += size

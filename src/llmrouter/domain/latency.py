@@ -109,7 +109,7 @@ def _named(part: str) -> str:
 
 
 def linger(window: timedelta, *, at_least: timedelta, at_most: timedelta) -> timedelta:
-    """How long a group waits for company by default: a sixtieth of the window, clamped (POLICY.md)."""
+    """How long a group waits for company by default: a sixtieth of the window, clamped (docs/policy.md)."""
     return min(max(window / 60, at_least), at_most)
 
 

@@ -11,7 +11,7 @@ from llmrouter.domain.batches import API_MAX_BYTES, API_MAX_REQUESTS, wire_bytes
 from llmrouter.domain.packing import BatchLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from llmrouter.domain.latency import LatencyClass
@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 _POLICY_MAX_REQUESTS = 10_000
 _POLICY_MAX_BYTES = 200_000_000
+_POLICY_MINUTES = 3
+_POLICY_MIN_REQUESTS = 100
 _FAR_DEADLINE = timedelta(hours=48)
-"""POLICY.md, batch size: one cancel must not move too much work, unless there is time for it."""
+"""docs/policy.md, batch size: one cancel must not move more work than goes live in a few minutes, unless
+there is time for it."""
+
+_GROUP_SHARE = 24
+_GROUP_MOST = timedelta(hours=6)
 
 _POLL_MIN = timedelta(seconds=10)
 _POLL_MAX = timedelta(seconds=60)
@@ -42,7 +48,7 @@ class FlushReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Margin:
-    """How long before a deadline a request should be out of our hands (POLICY.md)."""
+    """How long before a deadline a request should be out of our hands (docs/policy.md)."""
 
     at_least: timedelta
     at_most: timedelta
@@ -53,6 +59,15 @@ class Margin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """When a request is due, and how long it had."""
+
+    deadline_at: datetime
+    window: timedelta
+    """From its acceptance to its deadline."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Flush:
     """A backlog that leaves now."""
 
@@ -60,13 +75,65 @@ class Flush:
     reason: FlushReason
 
 
-def batch_limits(latency: LatencyClass, max_requests: int | None, max_bytes: int | None) -> BatchLimits:
-    """The largest batch of a class: what the settings say, or else POLICY.md."""
+def batch_limits(
+    latency: LatencyClass,
+    max_requests: int | None,
+    max_bytes: int | None,
+    *,
+    requests_per_minute: float | None = None,
+) -> BatchLimits:
+    """The largest batch of a class: what the settings say, or else docs/policy.md.
+
+    Args:
+        latency: The class.
+        max_requests: The setting: this number exactly.
+        max_bytes: The setting: this number exactly.
+        requests_per_minute: What could go live, see `llmrouter.domain.rates.requests_per_minute`; None
+            where it is not known.
+    """
     far = latency.deadline >= _FAR_DEADLINE
+    policy_requests = API_MAX_REQUESTS if far else _requests_at(requests_per_minute)
     return BatchLimits(
-        max_requests=max_requests or (API_MAX_REQUESTS if far else _POLICY_MAX_REQUESTS),
+        max_requests=max_requests or policy_requests,
         max_bytes=max_bytes or (API_MAX_BYTES if far else _POLICY_MAX_BYTES),
     )
+
+
+def _requests_at(per_minute: float | None) -> int:
+    """What goes live in three minutes, within 100 and 10,000."""
+    if per_minute is None:
+        return _POLICY_MAX_REQUESTS
+    return int(min(max(_POLICY_MINUTES * per_minute, _POLICY_MIN_REQUESTS), _POLICY_MAX_REQUESTS))
+
+
+def group_span(window: timedelta) -> timedelta:
+    """How far the deadlines of requests may lie apart that share a batch: W/24, at most 6 hours."""
+    return min(window / _GROUP_SHARE, _GROUP_MOST)
+
+
+def split_by_deadline(requests: Sequence[Due]) -> list[int]:
+    """Cuts requests of one lane, model and prefix into groups that may share a fate.
+
+    Each group begins with the earliest deadline that is left, and takes what is due within `group_span`
+    of it, by the shortest window in the group.
+
+    Args:
+        requests: By deadline, earliest first.
+
+    Returns:
+        How many requests each group has, in order.
+    """
+    sizes: list[int] = []
+    first, window = None, timedelta.max
+    for request in requests:
+        shortest = min(window, request.window)
+        if first is not None and request.deadline_at - first <= group_span(shortest):
+            sizes[-1] += 1
+            window = shortest
+        else:
+            sizes.append(1)
+            first, window = request.deadline_at, request.window
+    return sizes
 
 
 def plan_early_flushes(
@@ -76,8 +143,12 @@ def plan_early_flushes(
     limits: Mapping[str, BatchLimits],
     next_slots: Mapping[str, datetime],
     margin: Margin,
+    *,
+    reserve: timedelta = timedelta(0),
 ) -> list[Flush]:
     """What must not wait for the schedule of its class.
+
+    The margin is that of the request's own window, where the backlog says it, else of its class's.
 
     Args:
         now: The present instant.
@@ -86,6 +157,7 @@ def plan_early_flushes(
         limits: The largest batch of each class.
         next_slots: When each class's schedule fires next.
         margin: Kept before the deadline.
+        reserve: What a batch needs before that to be worth its while: cancel lead and spare.
     """
     flushes = []
     for waiting in backlog:
@@ -98,7 +170,7 @@ def plan_early_flushes(
             waiting.request_count >= limit.max_requests
             or wire_bytes(waiting.request_count, waiting.body_bytes) >= limit.max_bytes
         )
-        leave_by = waiting.earliest_deadline_at - margin.of(latency.deadline)
+        leave_by = waiting.earliest_deadline_at - margin.of(waiting.window or latency.deadline) - reserve
         if full:
             flushes.append(Flush(waiting=waiting, reason=FlushReason.FULL))
         elif max(now, next_slots.get(waiting.latency, now)) > leave_by:

@@ -1,0 +1,1 @@
+"""What the policy costs and keeps: six simulated days under the real policy functions."""
