@@ -141,7 +141,7 @@ def persist_queue(folder: Path, given: Load) -> Iterator[Step]:
 @contextmanager
 def huey(folder: Path, given: Load) -> Iterator[Step]:
     """huey: a task with the request as its argument; WAL, and SQLite's default for synchronous."""
-    from huey import SqliteHuey  # noqa: PLC0415
+    from huey import SqliteHuey  # noqa: PLC0415  (as above)
 
     app = SqliteHuey(filename=str(folder / "huey.db"))
 
@@ -160,7 +160,7 @@ def huey(folder: Path, given: Load) -> Iterator[Step]:
 @contextmanager
 def _litequeue(folder: Path, given: Load, rows: int) -> Iterator[Step]:
     """litequeue takes text, so its caller encodes; WAL, synchronous=NORMAL."""
-    from litequeue import LiteQueue  # noqa: PLC0415
+    from litequeue import LiteQueue  # noqa: PLC0415  (as above)
 
     with closing(LiteQueue(folder / "lite.db")) as queue:
         turn = threading.Lock()

@@ -80,7 +80,7 @@ def by_router(folder: str, url: str, count: int, awaited: int) -> dict[str, floa
 
 def from_store(folder: str, url: str, count: int, awaited: int) -> dict[str, float]:
     """The same where the answers were stored before the restart."""
-    import llmrouter.worker  # noqa: F401, PLC0415
+    import llmrouter.worker  # noqa: F401, PLC0415  (as above)
 
     client, places = load.client(url), range(0, count, count // awaited)
     meter = Meter()

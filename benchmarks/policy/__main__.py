@@ -20,7 +20,8 @@ from benchmarks.harness import ROOT, say, seconds
 from benchmarks.policy.policies import POLICIES
 from benchmarks.policy.runs import Total, run_all
 from benchmarks.policy.worlds import WORLDS
-from llmrouter.domain.escalation import Block, BlockKind, Conditions, Rules, plan_latest_starts
+from llmrouter.domain.blocks import Block, BlockKind, Conditions, Rules
+from llmrouter.domain.escalation import plan_latest_starts
 from llmrouter.domain.rates import PerMinute, Work
 
 OURS = "llmrouter"

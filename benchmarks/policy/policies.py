@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.policy.simulation import RULES, Simulation, at
 from benchmarks.policy.worlds import WINDOWS
-from llmrouter.domain.escalation import (
+from llmrouter.domain.blocks import (
     Action,
     Block,
     BlockKind,
@@ -16,11 +16,8 @@ from llmrouter.domain.escalation import (
     LatestStart,
     Leftover,
     Rules,
-    live_order,
-    plan_actions,
-    plan_latest_starts,
-    plan_leftover,
 )
+from llmrouter.domain.escalation import live_order, plan_actions, plan_latest_starts, plan_leftover
 from llmrouter.domain.packing import BatchLimits
 from llmrouter.domain.rates import (
     RAMP_PAUSE,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from benchmarks.policy.provider import Books, Cohort, Group, Provider
 from benchmarks.policy.worlds import ALL_DAYS, ARRIVAL_DAYS, DAY, WINDOWS
-from llmrouter.domain.escalation import Rules
+from llmrouter.domain.blocks import Rules
 from llmrouter.domain.latency import Interval, LatencyClass, linger
 from llmrouter.domain.requests import Lane, Waiting
 from llmrouter.domain.scheduling import Due, FlushReason, batch_limits, plan_early_flushes, split_by_deadline

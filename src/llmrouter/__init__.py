@@ -28,7 +28,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Loads the settings when they are first asked for: they are a third of the time of the import."""
     if name in {"ClassSettings", "PolicySettings", "Settings"}:
-        from llmrouter import settings  # noqa: PLC0415
+        from llmrouter import settings  # noqa: PLC0415  (see above)
 
         return getattr(settings, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmrouter.domain.escalation import (
+from llmrouter.domain.blocks import (
     Action,
     Block,
     BlockKind,
@@ -20,6 +20,8 @@ from llmrouter.domain.escalation import (
     Leftover,
     Reason,
     Rules,
+)
+from llmrouter.domain.escalation import (
     live_order,
     next_action_at,
     plan_actions,

@@ -41,7 +41,7 @@ def price_of(
         at: When it was, aware.
     """
     # Takes 200 ms to import, of no use to who only submits.
-    from genai_prices import extract_usage  # noqa: PLC0415
+    from genai_prices import extract_usage  # noqa: PLC0415  (see above)
 
     try:
         usage = extract_usage(dict(message), provider_id="anthropic")

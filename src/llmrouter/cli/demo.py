@@ -74,7 +74,7 @@ def demo(
 
 def _demo_sandbox(requests: Sequence[DemoRequest], keep: bool) -> None:
     require_sandbox()
-    from llmrouter.sandbox import Sandbox, ScaledClock, Turnaround, params_hash  # noqa: PLC0415
+    from llmrouter.sandbox import Sandbox, ScaledClock, Turnaround, params_hash  # noqa: PLC0415  (an extra)
 
     api = Sandbox(clock=ScaledClock(speed=_SPEED), turnaround=Turnaround.typical(seed=_SEED), seed=_SEED)
     with _StoreFolder(keep) as folder, api.serve() as server, Stop(signal.SIGINT) as stop:

@@ -119,7 +119,7 @@ class DemoJob:
                 finished = replace(finished, waited=finished.waited * self._speed)
             with self._lock:
                 self.tally.add(finished)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  (whoever waits raises it)
             self.problem = error
         self._moved.set()
 

@@ -117,7 +117,7 @@ class Results:
                 self._places[index], self._sizes[index] = self._end, len(line)
                 self._end += len(line)
                 self.tally.add(finished)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  (whoever waits raises it)
             self.problem = error
         self._moved.set()
 
