@@ -156,7 +156,7 @@ class Ours:
             self._ramp_since = now
         self._last_live = now
         gone = now - self._ramp_since
-        share = ramp_work(gone + 1) - ramp_work(gone)
+        share = ramp_work(gone + 1, self._rules.ramp) - ramp_work(gone, self._rules.ramp)
         room = self._conditions.rate.requests * share
         for start in live_order(self._plan):
             live = provider.live.get(start.block.block_id)
@@ -182,7 +182,9 @@ class Ours:
         self._conditions = Conditions(
             rate=rate,
             cancel_lead=lead,
-            storm=is_storm(at(minute), since, last),
+            storm=is_storm(
+                at(minute), since, last, silence=self._rules.storm_silence, age=self._rules.storm_age
+            ),
             ramping=self._is_ramping(minute),
         )
 
@@ -204,7 +206,7 @@ class Ours:
     def _is_ramping(self, minute: int) -> bool:
         if self._ramp_since is None or self._paused(minute):
             return True
-        return ramp_share(timedelta(minutes=minute - self._ramp_since)) < 1
+        return ramp_share(timedelta(minutes=minute - self._ramp_since), self._rules.ramp) < 1
 
     def _waiting(self, simulation: Simulation) -> dict[str, Group]:
         limits = BatchLimits(max_requests=simulation.limits(self, "hourly").max_requests)

@@ -122,6 +122,7 @@ class Simulation:
             Waiting(
                 lane=_LANE,
                 latency=name,
+                model="model",
                 request_count=int(sum(cohort.number for cohort in cohorts)),
                 body_bytes=0,
                 earliest_deadline_at=at(cohorts[0].deadline),

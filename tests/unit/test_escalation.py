@@ -20,6 +20,7 @@ from llmrouter.domain.blocks import (
     Leftover,
     Reason,
     Rules,
+    rules_of,
 )
 from llmrouter.domain.escalation import (
     live_order,
@@ -28,7 +29,8 @@ from llmrouter.domain.escalation import (
     plan_latest_starts,
     plan_leftover,
 )
-from llmrouter.domain.rates import PerMinute, Work, ramp_work
+from llmrouter.domain.rates import RAMP, PerMinute, Work, ramp_work
+from llmrouter.domain.scheduling import Margin
 from support.clocks import START
 
 RULES = Rules()
@@ -185,6 +187,42 @@ def test_a_ramp_is_planned_for() -> None:
     assert start_of(block(requests=1)) - start_of(block(requests=1), ramping) < timedelta(seconds=6)
 
 
+def test_a_longer_ramp_is_planned_for_too() -> None:
+    """Doubling each ten minutes it costs twenty, and a single request ten times six seconds."""
+    slow = replace(RULES, ramp=10 * MINUTE)
+    ramping = replace(CONDITIONS, ramping=True)
+
+    def lost(requests: int, rules: Rules) -> timedelta:
+        one = block(requests=requests)
+        starts = [
+            plan_latest_starts(START, [one], conditions, rules)[0].latest_at
+            for conditions in (CONDITIONS, ramping)
+        ]
+        return starts[0] - starts[1]
+
+    assert lost(6_000, slow) == pytest.approx(timedelta(minutes=20.235), abs=timedelta(seconds=1))
+    assert lost(6_000, slow) == pytest.approx(10 * lost(600, RULES), abs=timedelta(seconds=1))
+    assert lost(10, slow) == pytest.approx(10 * lost(1, RULES), abs=timedelta(seconds=1))
+
+
+def test_the_numbers_keep_their_ratio_to_the_smallest_window() -> None:
+    """The policy's own give the policy's own; a thousandth gives a thousandth."""
+    assert rules_of(margin=RULES.margin, min_window=15 * MINUTE, ramp=MINUTE) == RULES
+
+    margin = Margin(at_least=timedelta(seconds=1), at_most=timedelta(seconds=9))
+    small = rules_of(margin=margin, min_window=timedelta(seconds=0.9), ramp=timedelta(seconds=2))
+    assert small == Rules(
+        margin=margin,
+        min_window=timedelta(seconds=0.9),
+        spare=timedelta(seconds=0.18),
+        storm_window=timedelta(seconds=7.2),
+        storm_silence=timedelta(seconds=1.2),
+        storm_age=timedelta(seconds=0.9),
+        rebatch_left=timedelta(seconds=10.8),
+        ramp=timedelta(seconds=2),
+    )
+
+
 minutes = st.integers(1, 3_000).map(lambda number: number * MINUTE)
 rates = st.integers(5, 400)
 
@@ -211,7 +249,7 @@ def outstanding(draw: st.DrawFn) -> list[Block]:
 
 
 def insured_by_target(
-    blocks: list[Block], conditions: Conditions
+    blocks: list[Block], conditions: Conditions, rules: Rules = RULES
 ) -> list[tuple[LatestStart, datetime, timedelta]]:
     """The insured blocks, first due first: by when each must be done, and how long it takes."""
     places = [
@@ -220,7 +258,7 @@ def insured_by_target(
             start.block.deadline_at - RULES.margin.of(start.block.window),
             start.block.work.requests / conditions.rate.requests * MINUTE,
         )
-        for start in plan_latest_starts(START, blocks, conditions, RULES)[::-1]
+        for start in plan_latest_starts(START, blocks, conditions, rules)[::-1]
         if start.insured
     ]
     return sorted(places, key=lambda place: place[1])
@@ -250,12 +288,19 @@ def test_no_start_could_be_later(blocks: list[Block], rate: int) -> None:
 
 
 @settings(deadline=None)
-@given(outstanding(), rates)
-@example([block("a", requests=50, left=timedelta(hours=22, minutes=19.9)), block("b", requests=10_000)], 100)
-def test_a_plan_is_feasible_on_a_ramp(blocks: list[Block], rate: int) -> None:
+@given(outstanding(), rates, st.sampled_from([MINUTE, 4 * MINUTE, MINUTE / 60]))
+@example(
+    [block("a", requests=50, left=timedelta(hours=22, minutes=19.9)), block("b", requests=10_000)], 100, RAMP
+)
+@example(
+    [block("a", requests=50, left=timedelta(hours=22, minutes=17)), block("b", requests=10_000)],
+    100,
+    4 * RAMP,
+)
+def test_a_plan_is_feasible_on_a_ramp(blocks: list[Block], rate: int, ramp: timedelta) -> None:
     """Also when the rate has to grow from a tenth each time that there was nothing to do."""
     conditions = Conditions(rate=PerMinute(requests=rate), ramping=True)
-    places = insured_by_target(blocks, conditions)
+    places = insured_by_target(blocks, conditions, replace(RULES, ramp=ramp))
     releases = sorted((start.latest_at, target, takes / MINUTE) for start, target, takes in places)
     queue: list[tuple[datetime, float]] = []
     now, begun, done = START, START, 0.0
@@ -267,10 +312,10 @@ def test_a_plan_is_feasible_on_a_ramp(blocks: list[Block], rate: int) -> None:
             queue.append(releases.pop(0)[1:])
         target, work = min(queue)
         queue.remove((target, work))
-        until = begun + _ramped(done + work)
+        until = begun + _ramped(done + work, ramp)
         if releases and releases[0][0] < until:  # Something else comes, perhaps something more urgent.
             now = releases[0][0]
-            passed = ramp_work((now - begun) / MINUTE) - done
+            passed = ramp_work((now - begun) / MINUTE, ramp) - done
             queue.append((target, work - passed))
             done += passed
             continue
@@ -278,12 +323,12 @@ def test_a_plan_is_feasible_on_a_ramp(blocks: list[Block], rate: int) -> None:
         assert now <= target + 100 * CLOSE
 
 
-def _ramped(work: float) -> timedelta:
+def _ramped(work: float, ramp: timedelta) -> timedelta:
     """How long some work takes from the beginning of a ramp, found by bisection."""
-    low, high = work, work + 3
+    low, high = work, work + 3 * max(1.0, ramp / RAMP)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if ramp_work(middle) < work else (low, middle)
+        low, high = (middle, high) if ramp_work(middle, ramp) < work else (low, middle)
     return high * MINUTE
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmrouter.domain.prompt_cache import (
     FIVE_MINUTES,
@@ -13,12 +16,16 @@ from llmrouter.domain.prompt_cache import (
     CachePrices,
     PrefixGroup,
     Shape,
-    WarmUp,
+    SharedPrefixes,
     batch_cost,
     break_even_hit_rate,
     caching_pays,
+    is_warmable,
+    is_worth_warming,
     live_cost,
-    plan_warm_up,
+    minimum_tokens,
+    name_prefix,
+    prefix_hash,
     prefix_multiplier,
     warm_up_gain,
 )
@@ -76,26 +83,83 @@ def test_a_warm_up_pays_for_a_group_of_ten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "plan"),
+    ("group", "worth"),
     [
-        (GROUP, WarmUp.LIVE_CALL),
-        (replace(GROUP, request_count=9), WarmUp.NONE),
-        (replace(GROUP, prefix_tokens=4_096), WarmUp.LIVE_CALL),
-        (replace(GROUP, prefix_tokens=4_095), WarmUp.NONE),
-        (replace(GROUP, warmed_ago=timedelta(minutes=50)), WarmUp.NONE),
-        (replace(GROUP, warmed_ago=timedelta(minutes=51)), WarmUp.LIVE_CALL),
-        (replace(GROUP, warmed_hit_rates=(0.5,)), WarmUp.LIVE_CALL),
-        (replace(GROUP, warmed_hit_rates=(0.5, 0.59)), WarmUp.BATCH_OF_ONE),
-        (replace(GROUP, warmed_hit_rates=(0.5, 0.6)), WarmUp.LIVE_CALL),
-        (replace(GROUP, warmed_hit_rates=(0.9, 0.5, 0.5)), WarmUp.BATCH_OF_ONE),
+        (GROUP, True),
+        (replace(GROUP, request_count=9), False),
+        (replace(GROUP, prefix_tokens=4_096), True),
+        (replace(GROUP, prefix_tokens=4_095), False),
+        (replace(GROUP, warmed_ago=timedelta(minutes=50)), False),
+        (replace(GROUP, warmed_ago=timedelta(minutes=51)), True),
     ],
 )
-def test_which_groups_are_warmed(group: PrefixGroup, plan: WarmUp) -> None:
-    """Ten or more, long enough, not warm yet; by a batch of one where live calls did not help twice."""
-    assert plan_warm_up(group, allowed=True, storm=False) is plan
+def test_which_groups_are_warmed(group: PrefixGroup, worth: bool) -> None:
+    """Ten or more, long enough, not warm yet."""
+    assert is_worth_warming(group, allowed=True, storm=False) is worth
 
 
 def test_nothing_is_warmed_in_a_storm_or_against_the_site() -> None:
     """The caller's cache control is left alone."""
-    assert plan_warm_up(GROUP, allowed=False, storm=False) is WarmUp.NONE
-    assert plan_warm_up(GROUP, allowed=True, storm=True) is WarmUp.NONE
+    assert not is_worth_warming(GROUP, allowed=False, storm=False)
+    assert not is_worth_warming(GROUP, allowed=True, storm=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [
+        ("claude-opus-5-5", 512),
+        ("claude-opus-4-8", 1_024),
+        ("claude-opus-4-7", 2_048),
+        ("claude-opus-4-5-20251101", 4_096),
+        ("claude-opus-4-1", 1_024),
+        ("claude-opus-4-20250514", 1_024),
+        ("claude-sonnet-5-5", 512),
+        ("claude-sonnet-5", 1_024),
+        ("claude-sonnet-4-6", 1_024),
+        ("claude-haiku-4-5", 4_096),
+        ("claude-haiku-5-5", 512),
+        ("claude-mythos-preview", 2_048),
+        ("a-model-of-tomorrow", 4_096),
+    ],
+)
+def test_what_a_model_caches_at_least(model: str, tokens: int) -> None:
+    """As the API's documentation lists it; the most for a model that it does not."""
+    assert minimum_tokens(model) == tokens
+
+
+def test_a_prefix_is_shared_from_the_second_request_on() -> None:
+    """The longest that another request had as well; none for what a request has alone."""
+    shared = SharedPrefixes()
+
+    picked = [shared.pick(prefixes) for prefixes in (["s", "d1"], ["s", "d2"], ["s", "d1"], ["t"], [], ["s"])]
+
+    assert picked == ["", "s", "d1", "", "", "s"]
+
+
+@given(
+    most=st.integers(1, 4),
+    requests=st.lists(st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=4), max_size=30),
+)
+def test_only_the_latest_prefixes_are_remembered(most: int, requests: list[list[str]]) -> None:
+    """As by a list of what came, oldest dropped first: a router's memory does not grow."""
+    shared = SharedPrefixes(most)
+    latest: OrderedDict[str, None] = OrderedDict()
+
+    for prefixes in requests:
+        known = [prefix for prefix in prefixes if prefix in latest]
+        assert shared.pick(prefixes) == (known[-1] if known else "")
+        for prefix in prefixes:
+            latest.pop(prefix, None)
+            latest[prefix] = None
+        latest = OrderedDict.fromkeys(list(latest)[-most:])
+
+
+@pytest.mark.parametrize("prefix", ["", "a" * 32])
+@pytest.mark.parametrize("warmable", [True, False])
+def test_a_prefix_says_whether_it_may_be_warmed(prefix: str, warmable: bool) -> None:
+    """And has the same hash either way."""
+    named = name_prefix(prefix, warmable=warmable)
+
+    assert prefix_hash(named) == prefix
+    assert is_warmable(named) is (warmable and prefix != "")
+    assert bool(named) is bool(prefix)

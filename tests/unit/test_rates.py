@@ -6,10 +6,11 @@ import math
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrouter.domain.rates import (
+    RAMP,
     Concurrency,
     PerMinute,
     Work,
@@ -122,8 +123,26 @@ def test_what_a_ramp_lets_through_is_its_integral() -> None:
         assert ramp_work(minutes) == pytest.approx(sum(steps[: int(minutes * 1000)]), abs=1e-3)
 
 
-@given(st.floats(0, 1_000))
-def test_the_lag_of_a_ramp_is_just_enough(work: float) -> None:
+ramps = st.sampled_from([0.5, 60.0, 90.0, 600.0]).map(lambda seconds: timedelta(seconds=seconds))
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1_000), ramps)
+def test_the_lag_of_a_ramp_is_just_enough(work: float, ramp: timedelta) -> None:
     """What takes some minutes at the full rate is done that much later."""
-    assert 0 <= ramp_lag(work) <= 2.03
-    assert ramp_work(work + ramp_lag(work)) == pytest.approx(work, abs=1e-9)
+    assert ramp_lag(math.inf, ramp) == pytest.approx(2.0235 * (ramp / RAMP), rel=1e-3)
+    assert 0 <= ramp_lag(work, ramp) <= ramp_lag(math.inf, ramp)
+    assert ramp_work(work + ramp_lag(work, ramp), ramp) == pytest.approx(work, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 60), ramps)
+def test_a_ramp_of_another_length_is_the_same_on_another_clock(minutes: float, ramp: timedelta) -> None:
+    """Twice as long: half as far; without a word it doubles each minute."""
+    times = ramp / RAMP
+    assert ramp_share(timedelta(minutes=minutes) * times, ramp) == pytest.approx(
+        ramp_share(timedelta(minutes=minutes)), rel=1e-4
+    )
+    assert ramp_work(minutes * times, ramp) == pytest.approx(times * ramp_work(minutes))
+    assert ramp_lag(minutes * times, ramp) == pytest.approx(times * ramp_lag(minutes))
+    assert ramp_work(minutes, RAMP) == ramp_work(minutes)

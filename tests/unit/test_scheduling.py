@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from llmrouter.domain.batches import wire_bytes
 from llmrouter.domain.latency import Interval, LatencyClass
 from llmrouter.domain.packing import BatchLimits
-from llmrouter.domain.requests import Waiting
+from llmrouter.domain.requests import Cohort, Waiting
 from llmrouter.domain.scheduling import (
     Due,
     Flush,
     FlushReason,
     Margin,
     batch_limits,
+    fits_group,
     group_span,
     plan_early_flushes,
     poll_interval,
@@ -32,6 +33,7 @@ NEXT_SLOT = START + timedelta(minutes=10)
 BACKLOG = Waiting(
     lane=LANE,
     latency="daily",
+    model="claude-sonnet",
     request_count=5,
     body_bytes=5_000,
     earliest_deadline_at=START + timedelta(hours=24),
@@ -74,6 +76,33 @@ def test_what_fills_a_batch_by_weight_leaves_at_once() -> None:
 
     assert plan(BACKLOG, limits=BatchLimits(max_bytes=weight + 1)) == []
     assert plan(BACKLOG, limits=BatchLimits(max_bytes=weight))[0].reason is FlushReason.FULL
+
+
+def test_what_is_due_later_fills_no_batch() -> None:
+    """A daily batch holds an hour of deadlines: of three cohorts, the first two share it."""
+
+    def cohort(hours: float, count: int) -> Cohort:
+        first = START + timedelta(hours=hours)
+        return Cohort(
+            deadline_at=first,
+            before=first + timedelta(minutes=1),
+            window=timedelta(hours=24),
+            request_count=count,
+            body_bytes=100 * count,
+        )
+
+    cohorts = (cohort(20, 2), cohort(21, 3), cohort(21.1, 4))
+    waiting = replace(BACKLOG, request_count=9, body_bytes=900, cohorts=cohorts)
+
+    def leaves(most: int, size: int = 200_000_000, *, one_fate: bool = True) -> bool:
+        limits = BatchLimits(max_requests=most, max_bytes=size, one_fate=one_fate)
+        return bool(plan(waiting, limits=limits))
+
+    assert leaves(5)
+    assert not leaves(6)
+    assert leaves(9, one_fate=False)
+    assert leaves(100, wire_bytes(5, 500))
+    assert not leaves(100, wire_bytes(5, 500) + 1)
 
 
 def test_what_the_next_slot_would_make_late_leaves_at_once() -> None:
@@ -146,8 +175,13 @@ def test_margin_is_a_twelfth_of_the_window_clamped(window: timedelta, margin: ti
 def test_batch_size_is_policys_or_what_was_set(
     deadline: timedelta, set_requests: int | None, set_bytes: int | None, requests: int, size: int
 ) -> None:
-    """Full-size batches only where no deadline is nearer than 48 hours; a setting is taken exactly."""
+    """Full-size batches only where no deadline is nearer than 48 hours; a setting is taken exactly.
+
+    Deadlines decide besides, whatever was set.
+    """
     limits = batch_limits(class_of(deadline), set_requests, set_bytes)
+
+    assert limits.one_fate
 
     assert (limits.max_requests, limits.max_bytes) == (requests, size)
 
@@ -230,22 +264,22 @@ def test_a_batch_holds_deadlines_of_one_neighbourhood(window: timedelta, span: t
 
 
 def test_requests_are_cut_into_groups_by_deadline() -> None:
-    """From the first deadline on, by the shortest window in the group."""
+    """From the first deadline on, by the window of the first, as a store claims them."""
 
     def due(minutes: float, hours: float = 24) -> Due:
         return Due(deadline_at=START + timedelta(minutes=minutes), window=timedelta(hours=hours))
 
     assert split_by_deadline([]) == []
     assert split_by_deadline([due(0), due(30), due(60), due(60.1), due(120)]) == [3, 2]
-    assert split_by_deadline([due(0), due(1, 1), due(2.4), due(2.6)]) == [3, 1]
-    assert split_by_deadline([due(0), due(30, 1), due(31, 1)]) == [1, 2]
+    assert split_by_deadline([due(0, 1), due(1), due(2.5), due(2.6)]) == [3, 1]
+    assert split_by_deadline([due(0), due(30, 1), due(60, 1), due(61, 1)]) == [3, 1]
 
 
 @given(
     st.lists(st.tuples(st.integers(0, 3_000), st.sampled_from([0.5, 1, 24, 168])), min_size=1, max_size=40)
 )
-def test_each_group_is_narrow_for_its_shortest_window(requests: list[tuple[int, float]]) -> None:
-    """And nobody is left out."""
+def test_each_group_is_narrow_for_the_window_of_its_first(requests: list[tuple[int, float]]) -> None:
+    """And as large as that allows; nobody is left out."""
     dues = [
         Due(deadline_at=START + timedelta(minutes=minutes), window=timedelta(hours=hours))
         for minutes, hours in sorted(requests)
@@ -255,6 +289,8 @@ def test_each_group_is_narrow_for_its_shortest_window(requests: list[tuple[int, 
     assert sum(sizes) == len(dues)
     for size in sizes:
         group = dues[first : first + size]
-        shortest = min(due.window for due in group)
-        assert group[-1].deadline_at - group[0].deadline_at <= group_span(shortest)
+        until = group[0].deadline_at + group_span(group[0].window)
+        assert group[-1].deadline_at <= until
+        assert all(due.deadline_at > until for due in dues[first + size : first + size + 1])
+        assert all(fits_group(group[0], due) for due in group)
         first += size

@@ -6,10 +6,12 @@ from datetime import timedelta
 
 import pytest
 
+from llmrouter.domain.blocks import Rules
 from llmrouter.domain.weather import Sent, cancel_lead, is_storm, overtaken
 from support.clocks import START
 
 MINUTE = timedelta(minutes=1)
+RULES = Rules()
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,8 @@ def test_a_storm_is_silence_while_batches_are_waited_for(
 ) -> None:
     """No result for 20 minutes (or ever), three batches in flight for 15 or more."""
     last = None if silent is None else START - silent * MINUTE
-    assert is_storm(START, [START - age * MINUTE for age in ages], last) is storm
+    since = [START - age * MINUTE for age in ages]
+    assert is_storm(START, since, last, silence=RULES.storm_silence, age=RULES.storm_age) is storm
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+    from decimal import Decimal
 
+    from llmrouter.domain.blocks import Reason
     from llmrouter.domain.requests import Lane, OutcomeKind
 
 API_MAX_REQUESTS = 100_000
@@ -32,6 +34,8 @@ class BatchState(enum.StrEnum):
     """Created, perhaps: its requests are neither sent again nor given up."""
     IN_FLIGHT = "in_flight"
     """The API has it."""
+    ESCALATING = "escalating"
+    """It is no batch at the API: its requests go live, each by itself."""
     ENDED = "ended"
     """Every request of it is settled or queued again."""
     RELEASED = "released"
@@ -47,7 +51,9 @@ RESULTS_KEPT = timedelta(days=29)
 UNCOLLECTED_ALARM = timedelta(days=20)
 """From this age on a batch whose results were not collected is an alarm: they will soon be gone."""
 
-OPEN_STATES = frozenset({BatchState.CLAIMED, BatchState.IN_DOUBT, BatchState.IN_FLIGHT})
+OPEN_STATES = frozenset(
+    {BatchState.CLAIMED, BatchState.IN_DOUBT, BatchState.IN_FLIGHT, BatchState.ESCALATING}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +88,25 @@ class Batch:
     """Whether every request that is still in it was given up by its owner."""
     cancel_asked_at: datetime | None = None
     """When the API was asked to cancel it."""
+    model: str = ""
+    """Of all its requests; empty for one that was claimed by an earlier version."""
+    deadline_at: datetime | None = None
+    """The earliest of its requests when they were claimed; None as for `model`."""
+    window: timedelta | None = None
+    """Of the request with that deadline, from its acceptance to its deadline."""
+    reason: Reason | None = None
+    """Of the last decision about its deadline: why it is canceled, goes live, or cannot."""
+    insured: bool = True
+    """False: the rate of live calls would not suffice for it as well."""
+    recalled_at: datetime | None = None
+    """When its requests were wanted back from the API: it is to be canceled."""
+    escalated_at: datetime | None = None
+    """When requests were taken out of it to go live although it may answer; of an ESCALATING one, when
+    they were taken out of the queue or their batch."""
+    raced: str | None = None
+    """Of an ESCALATING one: our id of the batch that may answer its requests all the same."""
+    wasted: int = 0
+    """Answers of it that came after a live call's: they were paid for, and nobody got them."""
 
 
 class ProcessingStatus(enum.StrEnum):
@@ -136,6 +161,8 @@ class Answer:
     """The result line; empty when the file had none."""
     retry: bool
     """True: queue it again, one attempt later. False: this is its outcome."""
+    paid_usd: Decimal | None = None
+    """What a live call cost; None where no price is known, and for answers of batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +177,8 @@ class Settled:
     """Answers of requests that had left this batch already: nothing was changed."""
     unknown: int
     """Answers of requests that were never in this batch."""
+    wasted: int = 0
+    """Of the repeated ones: successes of requests that were answered another way. They were paid for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

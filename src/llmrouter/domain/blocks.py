@@ -37,6 +37,8 @@ class Hold(enum.StrEnum):
     """``max_escalation_usd`` is used up."""
     BATCH_ONLY = "batch_only"
     """They ask for what only a batch can do."""
+    CREDENTIAL = "credential"
+    """The API does not accept the key for live calls, or its rights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +69,38 @@ class Rules:
     """What must be left on top of margin and cancel lead for a batch to be worth its while."""
     storm_window: timedelta = timedelta(hours=2)
     """Windows up to it have the storm margin in a storm."""
+    storm_silence: timedelta = timedelta(minutes=20)
+    """No batch came back for so long: that is a storm, if several are waited for."""
+    storm_age: timedelta = timedelta(minutes=15)
+    """From which on a batch counts as waited for."""
     storm_share: float = 0.75
     """The storm margin, as a share of the window."""
     insurable_share: float = 0.1
     """Of the window: a block that would have to start before it is over cannot be insured."""
     rebatch_left: timedelta = timedelta(minutes=180)
     """What a final cancel or an expiry leaves is batched again when more than this is left."""
+    ramp: timedelta = timedelta(minutes=1)
+    """In which the rate of live calls doubles after a pause, see `llmrouter.domain.rates.ramp_share`."""
+
+
+def rules_of(*, margin: Margin, min_window: timedelta, ramp: timedelta) -> Rules:
+    """The numbers of the policy for other spans than its own.
+
+    Args:
+        margin: Kept before a deadline.
+        min_window: What has less time goes live at once. The other spans keep their ratio to it.
+        ramp: In which the rate of live calls doubles.
+    """
+    return Rules(
+        margin=margin,
+        min_window=min_window,
+        spare=min_window / 5,
+        rebatch_left=12 * min_window,
+        storm_window=8 * min_window,
+        storm_silence=4 * min_window / 3,
+        storm_age=min_window,
+        ramp=ramp,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +158,14 @@ class Reason(enum.StrEnum):
     """Too little time is left for a batch."""
     CANCEL_NOT_FINAL = "cancel_not_final"
     """Its latest start is reached, and its batch has not ended."""
+    TOO_LATE = "too_late"
+    """Its latest start had passed when it was looked at: nobody worked, or its class was paused."""
+    OVERTAKEN = "overtaken"
+    """Younger batches of its kind have come back: it is sent again."""
     SPEND_CAP = "spend_cap"
     BUDGET = "budget"
     BATCH_ONLY = "batch_only"
+    CREDENTIAL = "credential"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

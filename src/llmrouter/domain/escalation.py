@@ -23,13 +23,10 @@ from llmrouter.domain.blocks import (
     Reason,
     Rules,
 )
-from llmrouter.domain.rates import RAMP_LAG_MINUTES, minutes_for, ramp_lag
+from llmrouter.domain.rates import minutes_for, ramp_lag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-
-_RAMP_LAG_SECONDS = 60 * RAMP_LAG_MINUTES
 
 
 @dataclass(slots=True)
@@ -72,7 +69,7 @@ def plan_latest_starts(
     margins: dict[timedelta, float] = {}
     places = [_place(now, block, conditions, rules, margins) for block in blocks]
     places.sort(key=_order, reverse=True)
-    _walk(places, conditions, may_drop=True)
+    _walk(places, conditions, rules, may_drop=True)
     latest = [datetime.fromtimestamp(place.start, UTC) for place in places]
     begin = latest
     if conditions.storm:
@@ -108,15 +105,16 @@ def _order(place: _Place) -> tuple[float, str]:
     return place.target, place.block.block_id
 
 
-def _walk(places: Iterable[_Place], conditions: Conditions, *, may_drop: bool) -> None:
+def _walk(places: Iterable[_Place], conditions: Conditions, rules: Rules, *, may_drop: bool) -> None:
     """Sets start and insurance of each, from the last target to the first."""
     next_start, together = math.inf, 0.0
+    whole_lag = 60 * ramp_lag(math.inf, rules.ramp)
     for place in places:
         if place.candidate:
             end = min(next_start, place.target)
             # What begins soon after shares the ramp, and is delayed by it together with this.
-            chain = place.seconds + (together if next_start - end < _RAMP_LAG_SECONDS else 0.0)
-            lag = 60 * ramp_lag(chain / 60) if conditions.ramping else 0.0
+            chain = place.seconds + (together if next_start - end < whole_lag else 0.0)
+            lag = 60 * ramp_lag(chain / 60, rules.ramp) if conditions.ramping else 0.0
             start = end - place.seconds
             if not may_drop or start - lag >= place.floor:
                 place.start, place.insured = start - lag, True
@@ -140,7 +138,7 @@ def _walk_in_storm(places: list[_Place], conditions: Conditions, rules: Rules) -
             margin = _margin(place.block.window, rules, storm=True)
             place.target = place.block.deadline_at.timestamp() - margin.total_seconds()
     insured.sort(key=_order, reverse=True)
-    _walk(insured, conditions, may_drop=False)
+    _walk(insured, conditions, rules, may_drop=False)
     for place in insured:
         place.start = max(
             place.start, place.block.deadline_at.timestamp() - place.block.window.total_seconds()

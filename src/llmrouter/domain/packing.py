@@ -18,6 +18,9 @@ class BatchLimits:
     max_requests: int = API_MAX_REQUESTS
     max_bytes: int = API_MAX_BYTES
     """Of the posted body, see `wire_bytes`."""
+    one_fate: bool = False
+    """Whether its deadlines may lie no further apart than `llmrouter.domain.scheduling.group_span` of the
+    first request's window."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_requests <= API_MAX_REQUESTS:

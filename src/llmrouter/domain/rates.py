@@ -14,18 +14,22 @@ LIVE_SHARE = 0.8
 """What part of the spare limits escalations may use: the rest absorbs errors of the estimate."""
 
 RAMP_FIRST_SHARE = 0.1
-"""Of the rate, at first after a pause; it doubles each minute. The API answers sudden bursts with 429."""
+"""Of the rate, at first after a pause. The API answers sudden bursts with 429."""
+
+RAMP = timedelta(minutes=1)
+"""In which it doubles."""
 
 RAMP_PAUSE = timedelta(minutes=5)
 """After so long without a live call of the router's the next one begins a ramp."""
 
-_RAMP_MINUTES = -math.log2(RAMP_FIRST_SHARE)
+_RAMP_LENGTH = -math.log2(RAMP_FIRST_SHARE)
+"""How long a whole ramp takes, in times in which it doubles."""
+
 _LN2 = math.log(2)
 _RAMP_WORK = (1 - RAMP_FIRST_SHARE) / _LN2
-"""What is done during a ramp, in minutes at the full rate."""
+"""What is done during a ramp, in such times at the full rate."""
 
-RAMP_LAG_MINUTES = _RAMP_MINUTES - _RAMP_WORK
-"""By how much a whole ramp delays what comes after it: 2.03 minutes."""
+_RAMP_LAG = _RAMP_LENGTH - _RAMP_WORK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,26 +142,36 @@ def usage_p95(minutes: Sequence[PerMinute]) -> PerMinute:
     )
 
 
-def ramp_share(since: timedelta) -> float:
-    """What part of the rate may be used, so long after live calls began again: 0.1, doubling to 1."""
-    minutes = since.total_seconds() / 60
-    return 1.0 if minutes >= _RAMP_MINUTES else RAMP_FIRST_SHARE * math.exp2(max(0.0, minutes))
+def ramp_share(since: timedelta, ramp: timedelta = RAMP) -> float:
+    """What part of the rate may be used, so long after live calls began again: 0.1, doubling to 1.
+
+    Args:
+        since: How long it is.
+        ramp: In which the share doubles.
+    """
+    length = since / ramp
+    return 1.0 if length >= _RAMP_LENGTH else RAMP_FIRST_SHARE * math.exp2(max(0.0, length))
 
 
-def ramp_work(minutes: float) -> float:
+def ramp_work(minutes: float, ramp: timedelta = RAMP) -> float:
     """The integral of `ramp_share`: what is done after some minutes, in minutes at the full rate."""
-    rising = min(minutes, _RAMP_MINUTES)
-    return RAMP_FIRST_SHARE * (math.exp2(rising) - 1) / _LN2 + (minutes - rising)
+    unit = ramp / RAMP
+    length = minutes / unit
+    rising = min(length, _RAMP_LENGTH)
+    return unit * (RAMP_FIRST_SHARE * (math.exp2(rising) - 1) / _LN2 + (length - rising))
 
 
-def ramp_lag(work_minutes: float) -> float:
-    """By how many minutes a ramp delays the end of some work: at most 2.03.
+def ramp_lag(work_minutes: float, ramp: timedelta = RAMP) -> float:
+    """By how many minutes a ramp delays the end of some work: at most 2.03 when it doubles each minute.
 
     The inverse of `ramp_work`, less the work itself.
 
     Args:
-        work_minutes: How long the work takes at the full rate.
+        work_minutes: How long the work takes at the full rate; infinite: what comes after a whole ramp.
+        ramp: In which the share doubles.
     """
-    if work_minutes >= _RAMP_WORK:
-        return RAMP_LAG_MINUTES
-    return max(0.0, math.log1p(work_minutes * _LN2 / RAMP_FIRST_SHARE) / _LN2 - work_minutes)
+    unit = ramp / RAMP
+    work = work_minutes / unit
+    if work >= _RAMP_WORK:
+        return unit * _RAMP_LAG
+    return unit * max(0.0, math.log1p(work * _LN2 / RAMP_FIRST_SHARE) / _LN2 - work)

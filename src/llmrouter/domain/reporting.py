@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from llmrouter.domain.blocks import Hold as LiveHold
+
 
 class HoldCause(enum.StrEnum):
     """Why a lane waits."""
@@ -42,6 +44,38 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Uninsured:
+    """Requests for which the rate of live calls would not suffice, should their batch not come back."""
+
+    latency: str
+    model: str
+    request_count: int
+    deadline_at: datetime
+    """The earliest of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveReport:
+    """What the escalator last said of live calls."""
+
+    requests_per_minute: float | None
+    """The rate that it plans with, in requests of the usual size; None: nothing limits it."""
+    going: int
+    """Requests that go live and have no answer yet."""
+    under_way: int
+    """Calls that are under way."""
+    storm: bool
+    """Whether no batch comes back now."""
+    hold: LiveHold | None
+    """What stops every escalation."""
+    hold_until: datetime | None
+    """When it is tried again; None: when it ends is not known, or there is no hold."""
+    waits_until: datetime | None
+    """The API asked to wait with calls until then."""
+    uninsured: tuple[Uninsured, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReport:
     """What the process that works on a store last said of its work."""
 
@@ -49,6 +83,8 @@ class EngineReport:
     holds: tuple[Hold, ...] = ()
     problems: Mapping[str, str] = field(default_factory=dict)
     """What went wrong, last time it tried, by job."""
+    live: LiveReport | None = None
+    """None before its escalator has looked for the first time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

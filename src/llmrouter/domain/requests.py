@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime, timedelta
+
+    from llmrouter.domain.blocks import Reason
 
 PAGE_SLOTS = 1000
 """How many request ids share a page: the unit in which ids are handed out and states are kept."""
@@ -37,6 +40,15 @@ class OutcomeKind(enum.StrEnum):
     EXPIRED = "expired"
 
 
+class Route(enum.StrEnum):
+    """Which way an outcome came."""
+
+    BATCH = "batch"
+    """A batch's results, or no way at all: it was canceled in the queue."""
+    ESCALATED = "escalated"
+    """A live call of the router's, because its deadline asked for it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
     """Requests that may share a batch: everything that belongs to the batch as a whole."""
@@ -61,6 +73,8 @@ class Group:
     site: str
     """The call site, ``module:function`` or a name of the user's."""
     model: str
+    prefix: str = ""
+    """Hash of the prompt's beginning up to its last cache breakpoint; empty where it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +139,15 @@ class Outcome:
     """The batch that answered; None when canceled in the queue."""
     key: str | None
     raw: bytes = field(repr=False)
-    """The result line as the API gave it (JSON, ``{"custom_id", "result"}``); empty when it gave none."""
+    """The result line as the API gave it (JSON, ``{"custom_id", "result"}``); empty when it gave none.
+
+    That of a live call has the same form.
+    """
+    route: Route = Route.BATCH
+    reason: Reason | None = None
+    """Why it went live, or should have gone and did not; None when nothing was decided."""
+    insured: bool = True
+    """False: it was known that the rate of live calls would not suffice for it, if it came to that."""
 
     @property
     def withdrawn(self) -> bool:
@@ -134,16 +156,35 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
+    """Requests of a backlog that are due at about the same time."""
+
+    deadline_at: datetime
+    """The earliest of them."""
+    before: datetime
+    """All of them are due before it, and all that are due later are not of them."""
+    window: timedelta
+    """Of the one with the earliest deadline: from its acceptance to its deadline."""
+    request_count: int
+    body_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """The backlog of one lane and latency class."""
+    """The backlog of one lane, latency class and model: what may share a batch, deadlines aside."""
 
     lane: Lane
     latency: str
+    model: str
     request_count: int
     body_bytes: int
     earliest_deadline_at: datetime
     window: timedelta | None = None
     """Of the request with that deadline: from its acceptance to its deadline. None: that of its class."""
+    cohorts: tuple[Cohort, ...] = ()
+    """The same requests by deadline, earliest first; none due later than `group_span` after its first."""
+    prefixes: Mapping[str, int] = field(default_factory=dict)
+    """How many of them begin with the same prompt, by `Group.prefix`; those with none are left out."""
 
 
 def format_request_id(page: str, slot: int) -> str:

@@ -54,8 +54,8 @@ class Margin:
     at_most: timedelta
 
     def of(self, window: timedelta) -> timedelta:
-        """A twelfth of the window, clamped."""
-        return min(max(window / 12, self.at_least), self.at_most)
+        """A twelfth of the window, clamped; at most half of it, or the shortest could never be in time."""
+        return min(max(window / 12, self.at_least), self.at_most, window / 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +74,11 @@ class Flush:
     waiting: Waiting
     reason: FlushReason
 
+    @property
+    def name(self) -> tuple[str, ...]:
+        """What leaves together: lane, latency class and model."""
+        return self.waiting.lane.lane_id, self.waiting.latency, self.waiting.model
+
 
 def batch_limits(
     latency: LatencyClass,
@@ -83,6 +88,8 @@ def batch_limits(
     requests_per_minute: float | None = None,
 ) -> BatchLimits:
     """The largest batch of a class: what the settings say, or else docs/policy.md.
+
+    Whatever they say, a batch holds deadlines of one neighbourhood (`group_span`).
 
     Args:
         latency: The class.
@@ -96,6 +103,7 @@ def batch_limits(
     return BatchLimits(
         max_requests=max_requests or policy_requests,
         max_bytes=max_bytes or (API_MAX_BYTES if far else _POLICY_MAX_BYTES),
+        one_fate=True,
     )
 
 
@@ -111,11 +119,15 @@ def group_span(window: timedelta) -> timedelta:
     return min(window / _GROUP_SHARE, _GROUP_MOST)
 
 
-def split_by_deadline(requests: Sequence[Due]) -> list[int]:
-    """Cuts requests of one lane, model and prefix into groups that may share a fate.
+def fits_group(first: Due, other: Due) -> bool:
+    """Whether a request may share the batch of one that is due earlier: within the `group_span` of that."""
+    return other.deadline_at - first.deadline_at <= group_span(first.window)
 
-    Each group begins with the earliest deadline that is left, and takes what is due within `group_span`
-    of it, by the shortest window in the group.
+
+def split_by_deadline(requests: Sequence[Due]) -> list[int]:
+    """Cuts requests of one lane, class and model into groups that may share a fate.
+
+    Each group begins with the earliest deadline that is left, and takes what `fits_group` with it.
 
     Args:
         requests: By deadline, earliest first.
@@ -124,15 +136,13 @@ def split_by_deadline(requests: Sequence[Due]) -> list[int]:
         How many requests each group has, in order.
     """
     sizes: list[int] = []
-    first, window = None, timedelta.max
+    first = None
     for request in requests:
-        shortest = min(window, request.window)
-        if first is not None and request.deadline_at - first <= group_span(shortest):
+        if first is not None and fits_group(first, request):
             sizes[-1] += 1
-            window = shortest
         else:
             sizes.append(1)
-            first, window = request.deadline_at, request.window
+            first = request
     return sizes
 
 
@@ -165,17 +175,24 @@ def plan_early_flushes(
         if latency is None:
             flushes.append(Flush(waiting=waiting, reason=FlushReason.DEADLINE))
             continue
-        limit = limits[waiting.latency]
-        full = (
-            waiting.request_count >= limit.max_requests
-            or wire_bytes(waiting.request_count, waiting.body_bytes) >= limit.max_bytes
-        )
+        full = _fills_batch(waiting, limits[waiting.latency])
         leave_by = waiting.earliest_deadline_at - margin.of(waiting.window or latency.deadline) - reserve
         if full:
             flushes.append(Flush(waiting=waiting, reason=FlushReason.FULL))
         elif max(now, next_slots.get(waiting.latency, now)) > leave_by:
             flushes.append(Flush(waiting=waiting, reason=FlushReason.DEADLINE))
     return flushes
+
+
+def _fills_batch(waiting: Waiting, limit: BatchLimits) -> bool:
+    """Whether what leaves first fills a batch: what is due later may have to wait for another one."""
+    count, size = waiting.request_count, waiting.body_bytes
+    if limit.one_fate and waiting.cohorts:
+        dues = [Due(deadline_at=cohort.deadline_at, window=cohort.window) for cohort in waiting.cohorts]
+        leaving = waiting.cohorts[: split_by_deadline(dues)[0]]
+        count = sum(cohort.request_count for cohort in leaving)
+        size = sum(cohort.body_bytes for cohort in leaving)
+    return count >= limit.max_requests or wire_bytes(count, size) >= limit.max_bytes
 
 
 def poll_interval(age: timedelta) -> timedelta:

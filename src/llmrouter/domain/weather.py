@@ -32,8 +32,8 @@ def is_storm(
     in_flight_since: Sequence[datetime],
     last_result_at: datetime | None,
     *,
-    silence: timedelta = timedelta(minutes=20),
-    age: timedelta = timedelta(minutes=15),
+    silence: timedelta,
+    age: timedelta,
     batches: int = 3,
 ) -> bool:
     """Whether batches do not come back now: none for a while, and several are waited for.
@@ -42,8 +42,8 @@ def is_storm(
         now: The present instant.
         in_flight_since: When each batch in flight was created.
         last_result_at: When a batch last ended by itself, with results; None when none has yet.
-        silence: How long none came.
-        age: From which on a batch counts as waited for.
+        silence: How long none came, see `llmrouter.domain.blocks.Rules.storm_silence`.
+        age: From which on a batch counts as waited for, see `storm_age` there.
         batches: How many of them it takes.
     """
     if not in_flight_since:
