@@ -11,6 +11,7 @@ import pytest
 
 from conformance.scene import (
     LANE,
+    MODEL,
     MOMENT,
     OTHER_LANE,
     START,
@@ -51,6 +52,9 @@ class ClaimContract:
             body_bytes=150,
             claimed_at=now,
             fence=scene.lease.fence,
+            model=MODEL,
+            deadline_at=START + timedelta(hours=24),
+            window=timedelta(hours=24),
         )
         store = look()
         assert store.open_batches() == [batch]
@@ -81,18 +85,63 @@ class ClaimContract:
         assert scene.claim() is None
         assert scene.store.open_batches() == [batch]
 
-    def test_one_lane_and_class_at_a_time(self, scene: Scene) -> None:
-        """A batch mixes call sites and models, never lanes or classes."""
-        mine = scene.enqueue(
-            scene.request(site="a:a"), scene.request(site="b:b"), scene.request(model="other")
-        )
+    def test_one_lane_class_and_model_at_a_time(self, scene: Scene) -> None:
+        """A batch mixes call sites and prefixes, never lanes, classes or models."""
+        mine = scene.enqueue(scene.request(site="a:a"), scene.request(site="b:b"), scene.request(prefix="p"))
         scene.enqueue(scene.request(lane=OTHER_LANE), scene.request(latency="hourly"))
+        (of_model,) = scene.enqueue(scene.request(model="other", due=timedelta(hours=1)))
         assert scene.claim(lane=OTHER_LANE, latency="hourly") is None
+        assert scene.claim(lane=OTHER_LANE, model="other") is None
         other = scene.claimed(lane=OTHER_LANE)
         assert (other.lane, other.latency, other.request_count) == (OTHER_LANE, "daily", 1)
         batch = scene.claimed()
         assert (batch.lane, batch.latency) == (LANE, "daily")
         assert scene.inside(batch) == set(mine)
+        third = scene.claimed(model="other")
+        assert (third.model, third.window) == ("other", timedelta(hours=1))
+        assert scene.inside(third) == {of_model}
+
+    def test_a_batch_knows_its_first_deadline(self, scene: Scene, look: Look) -> None:
+        """With the window of that request, from its own acceptance on, whatever else is in it."""
+        accepted_at = START - timedelta(hours=5)
+        scene.enqueue(
+            scene.request(due=timedelta(hours=9)),
+            scene.request(due=timedelta(hours=7), accepted_at=accepted_at),
+            scene.request(due=timedelta(hours=8), accepted_at=START - timedelta(days=1)),
+        )
+        batch = scene.claimed()
+        assert (batch.deadline_at, batch.window) == (START + timedelta(hours=7), timedelta(hours=12))
+        assert look().open_batches() == [batch]
+
+    def test_one_fate_is_one_span_of_deadlines(self, scene: Scene) -> None:
+        """A 24th of the first one's window, its end included; without it any deadlines share a batch."""
+        window = timedelta(hours=24)
+        ids = scene.enqueue(
+            *(
+                scene.request(due=window + apart, accepted_at=START + accepted)
+                for apart, accepted in [
+                    (timedelta(0), timedelta(0)),
+                    (timedelta(hours=1), timedelta(hours=24)),
+                    (timedelta(hours=1, minutes=2.5) + MOMENT, timedelta(hours=20)),
+                    (timedelta(hours=1, minutes=10), timedelta(0)),
+                    (timedelta(hours=2), timedelta(0)),
+                ]
+            )
+        )
+        assert scene.inside(scene.claimed(one_fate=True, max_requests=1)) == {ids[0]}
+        assert scene.inside(scene.claimed(one_fate=True)) == {ids[1]}
+        assert scene.inside(scene.claimed(one_fate=True)) == set(ids[2:4])
+        late = scene.enqueue(scene.request(due=timedelta(hours=30)), scene.request(due=timedelta(hours=40)))
+        assert scene.inside(scene.claimed()) == {ids[4], *late}
+
+    def test_one_fate_keeps_a_span_of_six_hours_at_most(self, scene: Scene, work: Work) -> None:
+        """Weekly ones too are cut; a span that is exactly full is taken whole."""
+        week = timedelta(days=7)
+        span = [timedelta(0), timedelta(hours=3), timedelta(hours=6)]
+        ids = scene.enqueue(*(scene.request(due=week + apart) for apart in [*span, span[-1] + MOMENT]))
+        work()
+        assert scene.inside(scene.claimed(one_fate=True)) == set(ids[:3])
+        assert scene.inside(scene.claimed(one_fate=True)) == {ids[3]}
 
     def test_open_batches_are_listed_oldest_first(self, scene: Scene, look: Look) -> None:
         """In the order of claiming, whichever lane."""

@@ -17,12 +17,14 @@ from conformance.scene import (
     answered,
     cancel_queued,
     drain_log,
+    live,
 )
 from llmrouter.domain.requests import OutcomeKind, RequestState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmrouter.domain.batches import Settled
     from llmrouter.ports import Lease, Store
 
 THREADS = 8
@@ -99,6 +101,40 @@ class CrowdContract:
         assert {outcome.kind for outcome in log} <= {OutcomeKind.CANCELED}
         views = [view for request_id in claimed if (view := scene.store.find(request_id))]
         assert {view.state for view in views} <= {RequestState.CLAIMED}
+
+    def test_a_race_has_one_winner(self, scene: Scene) -> None:
+        """A batch and live calls answer the same requests at once: one outcome each, the rest is waste."""
+        request_ids = scene.enqueue_alike(120)
+        batch = scene.claimed()
+        going = scene.raced(batch)
+        ready = threading.Barrier(4 + 1)
+
+        def answer(thread: int) -> list[Settled]:
+            mine = request_ids[:: 1 if thread % 2 else -1]
+            store = (scene.store, scene.rival)[thread // 2]
+            ready.wait()
+            return [
+                store.answer([live(request_id) for request_id in mine[start : start + 10]], START)
+                for start in range(0, 120, 10)
+            ]
+
+        with ThreadPoolExecutor(4) as pool:
+            answering = [pool.submit(answer, thread) for thread in range(4)]
+            ready.wait()
+            settled = [
+                scene.store.settle(scene.lease, batch.batch_id, [answered(request_id)], START)
+                for request_id in request_ids[60:] + request_ids[:60]
+            ]
+            scene.store.release(scene.lease, going.batch_id)
+            settled += [one for future in answering for one in future.result()]
+        log = drain_log(scene.store, scene.log_start)
+        assert sorted(outcome.request_id for outcome in log) == sorted(request_ids)
+        assert sum(one.outcomes for one in settled) == 120
+        assert sum(one.wasted for one in settled) == 4 * 120
+        assert scene.store.waiting() == []
+        tally = scene.tally_of()
+        assert sum(tally.settled.values()) == 120
+        assert tally.wasted == sum(one.wasted for one in settled[120:])
 
     def test_one_of_many_gets_the_lease(self, scene: Scene) -> None:
         """Each time it has run out, one of all that ask at once gets it."""

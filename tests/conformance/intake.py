@@ -14,13 +14,13 @@ from conformance.scene import (
     RequestIds,
     Scene,
     again,
-    answered,
     body_of,
     cancel_queued,
     outcome_of,
     posted_ids,
+    sums_of,
 )
-from llmrouter.domain.requests import Accepted, Outcome, OutcomeKind, RequestState, RequestView, Waiting
+from llmrouter.domain.requests import Accepted, Outcome, OutcomeKind, RequestState, RequestView
 from llmrouter.errors import KeyConflictError
 
 if TYPE_CHECKING:
@@ -281,75 +281,7 @@ class KeyContract:
         store = look()
         assert [store.find(request.request_id) for request in call] == [None] * 5
         assert store.find_key("new") is None
-        assert store.waiting() == list(before.waiting.values())
-
-
-class WaitingContract:
-    """`waiting`: the backlog's sums."""
-
-    def test_an_empty_store_has_no_backlog(self, scene: Scene) -> None:
-        """No line without requests."""
-        assert scene.store.waiting() == []
-
-    def test_a_line_for_each_lane_and_class(self, scene: Scene, look: Look) -> None:
-        """Sites and models share a line; lanes and classes do not."""
-        scene.enqueue(
-            scene.request(size=50, due=timedelta(hours=9)),
-            scene.request(size=60, due=timedelta(hours=7), site="b:b"),
-            scene.request(size=70, due=timedelta(hours=8), model="other"),
-            scene.request(size=80, lane=OTHER_LANE),
-            scene.request(size=90, latency="hourly", due=timedelta(hours=1)),
-        )
-        scene.enqueue(scene.request(size=40, due=timedelta(hours=7, microseconds=-1), model="third"))
-        lines = {(line.lane, line.latency): line for line in look().waiting()}
-        assert len(lines) == len(look().waiting())
-        assert lines == {
-            (LANE, "daily"): Waiting(
-                lane=LANE,
-                latency="daily",
-                request_count=4,
-                body_bytes=220,
-                earliest_deadline_at=START + timedelta(hours=7, microseconds=-1),
-            ),
-            (OTHER_LANE, "daily"): Waiting(
-                lane=OTHER_LANE,
-                latency="daily",
-                request_count=1,
-                body_bytes=80,
-                earliest_deadline_at=START + timedelta(hours=24),
-            ),
-            (LANE, "hourly"): Waiting(
-                lane=LANE,
-                latency="hourly",
-                request_count=1,
-                body_bytes=90,
-                earliest_deadline_at=START + timedelta(hours=1),
-            ),
-        }
-
-    def test_what_leaves_and_comes_back_is_counted(self, scene: Scene, look: Look) -> None:
-        """Claimed, canceled and settled requests do not wait; retried and released ones do."""
-        sizes = [51, 52, 54, 58, 66, 82]
-        request_ids = scene.enqueue(
-            *(scene.request(size=size, due=timedelta(hours=hour)) for hour, size in enumerate(sizes, start=1))
-        )
-
-        def sums() -> list[tuple[int, int, timedelta]]:
-            return [
-                (line.request_count, line.body_bytes, line.earliest_deadline_at - START)
-                for line in look().waiting()
-            ]
-
-        assert cancel_queued(scene.store, request_ids[0])
-        assert sums() == [(5, 52 + 54 + 58 + 66 + 82, timedelta(hours=2))]
-        batch = scene.claimed(max_requests=4)
-        assert sums() == [(1, 82, timedelta(hours=6))]
-        scene.settle(batch, [answered(request_ids[1]), again(request_ids[2])])
-        assert sums() == [(2, 54 + 82, timedelta(hours=3))]
-        scene.store.release(scene.lease, batch.batch_id)
-        assert sums() == [(4, 54 + 58 + 66 + 82, timedelta(hours=3))]
-        scene.settle_all(scene.claimed())
-        assert sums() == []
+        assert sums_of(store.waiting()) == before.waiting
 
 
 class CancelContract:
@@ -428,4 +360,4 @@ def _bring_to(scene: Scene, request_id: str, state: str) -> None:
                 assert scene.store.sweep(scene.lease, 10) == 1
 
 
-__all__ = ["CancelContract", "EnqueueContract", "KeyContract", "WaitingContract"]
+__all__ = ["CancelContract", "EnqueueContract", "KeyContract"]

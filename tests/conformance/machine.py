@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from conformance.model import HeldBatch, Model, check_choice, conflict_of
+from conformance.machine_ground import CLASSES, HOLDERS, NOBODY, PROCESSES, old_copy
+from conformance.machine_live import REASONS, LiveRules, live_answer
+from conformance.model import HeldBatch, check_choice, conflict_of
 from conformance.running import LATE_CALLS
 from conformance.scene import (
     LANE,
@@ -19,33 +21,24 @@ from conformance.scene import (
     START,
     RequestIds,
     body_of,
-    drain_log,
     framed,
     posted_ids,
     stale_waiting,
 )
 from llmrouter.domain.batches import Answer, Batch, BatchState, wire_bytes
 from llmrouter.domain.packing import BatchLimits
-from llmrouter.domain.requests import Group, OutcomeKind, QueuedRequest, RequestState
+from llmrouter.domain.requests import Group, OutcomeKind, QueuedRequest
 from llmrouter.errors import KeyConflictError, LeaseLostError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
+    from llmrouter.ports import Store
 
-    from llmrouter.ports import Lease, Store
-
-HOLDERS = ("engine-0", "engine-1")
-"""One in each process."""
-
-NOBODY = "req_zzzzzzzzzzzzzzzzzzzz000"
-
-PROCESSES = st.sampled_from([0, 1])
 LANES = {"a": LANE, "b": OTHER_LANE}
 LIMITS = st.builds(
     BatchLimits,
     max_requests=st.sampled_from([100_000, 1, 2, 5]),
     max_bytes=st.sampled_from([256_000_000, wire_bytes(2, 120), wire_bytes(4, 321), 1]),
+    one_fate=st.booleans(),
 )
 ENDS = st.sampled_from(
     [(OutcomeKind.SUCCEEDED, False), (OutcomeKind.ERRORED, False), (OutcomeKind.EXPIRED, True)]
@@ -58,7 +51,12 @@ class Ask:
 
     lane: str
     latency: str
+    model: str
+    prefix: str
+    minutes: int
+    """From the start of everything to its deadline."""
     hours: int
+    """From its acceptance to its deadline."""
     size: int
     number: int
     """How many alike; those after the first have no key."""
@@ -72,8 +70,11 @@ class Ask:
 ASKS = st.builds(
     Ask,
     lane=st.sampled_from(sorted(LANES)),
-    latency=st.sampled_from(["hourly", "daily"]),
-    hours=st.integers(1, 3),
+    latency=st.sampled_from(CLASSES),
+    model=st.sampled_from(["m", "m", "n"]),
+    prefix=st.sampled_from(["", "p", "q"]),
+    minutes=st.sampled_from([0, 2, 3, 60, 61, 120, 180]),
+    hours=st.sampled_from([1, 24, 200]),
     size=st.sampled_from([60, 61, 200, 40_000]),
     number=st.integers(1, 4),
     key=st.sampled_from([None, None, *(f"k{number}" for number in range(8))]),
@@ -82,41 +83,8 @@ ASKS = st.builds(
 )
 
 
-class StoreMachine(RuleBasedStateMachine):
+class StoreMachine(LiveRules):
     """Does to a store whatever its callers may do, and compares it with the model after each step."""
-
-    def __init__(self, opening: Callable[[], Store], *, durable: bool) -> None:
-        """Begins with a new store that two processes have opened.
-
-        Args:
-            opening: Opens one and the same store each time.
-            durable: Whether it may be closed and opened again.
-        """
-        super().__init__()
-        self.opening, self.durable = opening, durable
-        self.stores = [opening(), opening()]
-        self.ids = [RequestIds(seed=seed) for seed in (1, 2)]
-        self.model = Model()
-        self.now = START
-        self.looks = 0
-        self.swept = 0
-        self.paused: dict[str, datetime] = {}
-        self.pruned: set[str] = set()
-        self.claims = 0
-        self.late: list[tuple[int, Lease]] = []
-        self.lease = self.acquired(0)
-        self.cursor = self.log_start = self.stores[0].outcome_cursor()
-        self.read = 0
-
-    @property
-    def engine(self) -> Store:
-        """The store as the process has it that holds the lease."""
-        return self.stores[HOLDERS.index(self.lease.holder)]
-
-    def teardown(self) -> None:
-        """Closes the store."""
-        for store in self.stores:
-            store.close()
 
     @initialize(at=PROCESSES, asks=st.lists(ASKS, min_size=2, max_size=5))
     def begin(self, at: int, asks: list[Ask]) -> None:
@@ -185,16 +153,16 @@ class StoreMachine(RuleBasedStateMachine):
     def record_created(self, at: int, data: st.DataObject) -> None:
         """By any process, of any batch it has heard of: the answer came late."""
         known = self.drawn_batch(data)
-        said = self.in_flight(known.batch)
+        said = replace(known.batch, **self.created(known.batch))
         taken = known.batch.state is not BatchState.RELEASED and (
             known.batch.state in (BatchState.CLAIMED, BatchState.IN_DOUBT)
             or known.batch.provider_batch_id == said.provider_batch_id
         )
-        assert self.stores[at].record_created(said) is taken
+        assert self.stores[at].record_created(old_copy(said)) is taken
         if known.batch.state in (BatchState.CLAIMED, BatchState.IN_DOUBT):
-            known.batch = replace(said, cancel_wanted=known.batch.cancel_wanted)
+            known.batch = said
 
-    @rule(at=PROCESSES, latency=st.sampled_from(["hourly", "daily"]), on=st.booleans())
+    @rule(at=PROCESSES, latency=st.sampled_from(CLASSES), on=st.booleans())
     def pause(self, at: int, latency: str, on: bool) -> None:
         """Or resume; every process sees it."""
         if on:
@@ -204,33 +172,28 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.stores[at].resume(latency) is (self.paused.pop(latency, None) is not None)
         assert dict(self.look().paused()) == self.paused
 
-    @precondition(lambda self: self.model.waiting())
-    @rule(data=st.data(), limits=LIMITS, ends=st.none() | ENDS)
-    def claim(self, data: st.DataObject, limits: BatchLimits, ends: tuple[OutcomeKind, bool] | None) -> None:
-        """The store chooses among what is equally due; the model checks its choice. Some end at once."""
-        waiting = self.model.waiting()
-        names = {f"{latency} of {lane.lane_id}": (lane, latency) for lane, latency in waiting}
-        lane, latency = names[data.draw(st.sampled_from(sorted(names)))]
-        self.claims += 1
-        number = self.claims
+    @precondition(lambda self: self.model.backlog())
+    @rule(data=st.data(), limits=LIMITS, then=st.sampled_from(["nothing", "end", "race"]))
+    def claim(self, data: st.DataObject, limits: BatchLimits, then: str) -> None:
+        """The store chooses among what is equally due; the model checks its choice.
+
+        Some end at once, and what is in some goes live at once.
+        """
+        line, queue = self.drawn_line(data)
+        number = self.batch_number()
         batch = self.engine.claim(
-            self.lease,
-            waiting[lane, latency],
-            limits,
-            batch_id=f"batch-{number}",
-            nonce=f"{number:010d}",
-            now=self.now,
+            self.lease, line, limits, batch_id=f"batch-{number}", nonce=f"{number:010d}", now=self.now
         )
         assert batch is not None
-        queue = self.model.queue(lane, latency)
         inside = set(self.engine.unsettled(batch.batch_id))
         taken = [held for held in queue if held.request.request_id in inside]
         assert len(taken) == len(inside)
         check_choice(taken, [held for held in queue if held not in taken], limits)
         assert batch == Batch(
             batch_id=f"batch-{number}",
-            lane=lane,
-            latency=latency,
+            lane=line.lane,
+            latency=line.latency,
+            model=line.model,
             nonce=f"{number:010d}",
             state=BatchState.CLAIMED,
             request_count=len(taken),
@@ -238,11 +201,15 @@ class StoreMachine(RuleBasedStateMachine):
             claimed_at=self.now,
             fence=self.lease.fence,
             attempts={held.request.request_id: held.attempts for held in taken if held.attempts},
+            deadline_at=min(held.request.deadline_at for held in taken),
+            window=self.first_window(batch, taken),
         )
         self.check_body(batch, inside)
-        known = self.model.claim(batch, inside)
-        if ends is not None:
-            self.end(known, *ends)
+        known = self.model.take_in(batch, inside)
+        if then == "end":
+            self.end(known, *data.draw(ENDS))
+        elif then == "race":
+            self.race(data, known, reason=data.draw(REASONS), insured=data.draw(st.booleans()))
 
     @precondition(lambda self: self.model.batches)
     @rule(data=st.data())
@@ -255,7 +222,7 @@ class StoreMachine(RuleBasedStateMachine):
             Answer(request_id=request_id, kind=kind, raw=f"{kind} {place}\n".encode(), retry=retry)
             for place, (request_id, (kind, retry)) in enumerate(drawn)
         ]
-        if known.closed:
+        if known.closed or known.goes_live:
             with pytest.raises(StoreError):
                 self.engine.settle(self.lease, known.batch.batch_id, answers, self.now)
         else:
@@ -276,7 +243,7 @@ class StoreMachine(RuleBasedStateMachine):
         known = self.drawn_batch(data)
         if what == "release":
             assert self.engine.release(self.lease, known.batch.batch_id) == self.model.release(known)
-        elif known.closed or (what == "finish" and known.inside):
+        elif known.closed or (known.inside if what == "finish" else known.goes_live):
             with pytest.raises(StoreError):
                 self.tell(known, what)
         else:
@@ -327,93 +294,6 @@ class StoreMachine(RuleBasedStateMachine):
         if HOLDERS[at] == self.lease.holder:
             self.hand_over(at)
 
-    @invariant()
-    def every_request_is_in_the_models_state(self) -> None:
-        """In exactly one, with its attempts and its batch."""
-        store = self.look()
-        for request_id, held in self.model.held.items():
-            view = store.find(request_id)
-            assert view is not None
-            assert (view.state, view.attempts, view.key) == (held.state, held.attempts, held.request.key)
-            if held.state is not RequestState.SETTLED:
-                assert view.batch_id == held.batch_id
-
-    @invariant()
-    def every_key_leads_to_its_request(self) -> None:
-        """In whatever state."""
-        store = self.look()
-        keys = {held.request.key: request_id for request_id, held in self.model.held.items()}
-        assert all(store.find_key(key) == request_id for key, request_id in keys.items() if key is not None)
-
-    @invariant()
-    def every_outcome_is_there_once(self) -> None:
-        """In the log, in the order of settling, and by request."""
-        store = self.look()
-        assert drain_log(store, self.log_start) == self.model.log
-        outcomes = list(store.outcomes(self.known_ids()))
-        assert len(outcomes) == len(self.model.log)
-        assert {outcome.request_id: outcome for outcome in outcomes} == {
-            outcome.request_id: outcome for outcome in self.model.log
-        }
-
-    @invariant()
-    def a_reader_misses_none(self) -> None:
-        """It goes on from its cursor, a chunk after each step, in either process."""
-        chunk, self.cursor = self.look().outcomes_since(self.cursor)
-        assert chunk == self.model.log[self.read : self.read + len(chunk)]
-        assert chunk or self.read == len(self.model.log)
-        self.read += len(chunk)
-
-    @invariant()
-    def the_backlog_adds_up(self) -> None:
-        """To the model's sums."""
-        waiting = self.look().waiting()
-        assert {(line.lane, line.latency): line for line in waiting} == self.model.waiting()
-        assert len(waiting) == len(self.model.waiting())
-
-    @invariant()
-    def open_batches_hold_what_has_not_left_them(self) -> None:
-        """And closed ones nothing."""
-        store = self.look()
-        assert store.open_batches() == [known.batch for known in self.model.open_batches()]
-        for batch_id, known in self.model.batches.items():
-            assert sorted(store.unsettled(batch_id)) == sorted(known.inside)
-
-    @invariant()
-    def batches_are_known_until_they_are_pruned(self) -> None:
-        """By both ids, open or closed."""
-        store = self.look()
-        by_name = {f"batch-{number}": None for number in range(1, self.claims + 1)} | {
-            batch_id: known.batch for batch_id, known in self.model.batches.items()
-        }
-        names = {known.batch.provider_batch_id: known.batch for known in self.model.batches.values()}
-        names.pop(None, None)
-        assert {name: store.find_batch(name) for name in [*by_name, *names]} == by_name | names
-        asked = [f"msg{name}" for name in by_name]
-        assert store.known_batches(asked) == set(names)
-
-    def look(self) -> Store:
-        """The store as seen by both processes in turns."""
-        self.looks += 1
-        return self.stores[self.looks % 2]
-
-    def acquired(self, at: int) -> Lease:
-        """A lease that nobody refuses."""
-        lease = self.stores[at].acquire_lease(HOLDERS[at], self.now, LEASE_LENGTH)
-        assert lease is not None
-        return lease
-
-    def hand_over(self, at: int) -> None:
-        """Lets a process take the lease. A holder that closed and asks again gets the one it had."""
-        was, self.lease = self.lease, self.acquired(at)
-        if was.holder != self.lease.holder:
-            assert self.lease.fence > was.fence
-        if was.fence != self.lease.fence:
-            self.late.append((HOLDERS.index(was.holder), was))
-        view = self.look().engine()
-        assert view is not None
-        assert (view.holder, view.until) == (self.lease.holder, self.now + LEASE_LENGTH)
-
     def request_of(self, ask: Ask, key: str | None, new_id: RequestIds) -> QueuedRequest:
         """A request with a new id; those with the same key have the same body and class."""
         latency = ask.latency if key is None else "daily"
@@ -422,19 +302,21 @@ class StoreMachine(RuleBasedStateMachine):
             latency, body = ("hourly", body) if ask.size == 60 else (latency, body_of(ask.size, "y"))
         if ask.gap:
             new_id()
+        deadline_at = START + timedelta(minutes=ask.minutes)
         return QueuedRequest(
             request_id=new_id(),
-            group=Group(lane=LANES[ask.lane], latency=latency, site=f"s:{ask.hours % 2}", model="m"),
-            accepted_at=self.now,
-            deadline_at=START + timedelta(hours=ask.hours),
+            group=Group(
+                lane=LANES[ask.lane],
+                latency=latency,
+                site=f"s:{ask.hours % 3}",
+                model=ask.model,
+                prefix=ask.prefix,
+            ),
+            accepted_at=deadline_at - timedelta(hours=ask.hours),
+            deadline_at=deadline_at,
             body=body,
             key=key,
         )
-
-    def drawn_batch(self, data: st.DataObject) -> HeldBatch:
-        """A batch, mostly an open one."""
-        opened = [known.batch.batch_id for known in self.model.open_batches()]
-        return self.model.batches[data.draw(st.sampled_from(opened * 3 + list(self.model.batches)))]
 
     def flush(self, asking: Store) -> None:
         """Asked for by any process, taken once by the engine. Where nothing waits, nothing is claimed."""
@@ -447,42 +329,35 @@ class StoreMachine(RuleBasedStateMachine):
 
     def tell(self, known: HeldBatch, what: str) -> None:
         """Finishes a batch or updates it."""
+        copy = old_copy(known.batch)
         if what == "finish":
-            self.engine.finish(self.lease, replace(known.batch, ended_at=self.now))
-            known.batch = replace(known.batch, ended_at=self.now, state=BatchState.ENDED)
-            known.closed = True
+            said = replace(copy, ended_at=self.now, wasted=len(known.moved))
+            self.engine.finish(self.lease, said)
+            self.model.finish(known, said)
             return
-        doubted = replace(known.batch, state=BatchState.IN_DOUBT, in_doubt_at=self.now, candidates=("x", "y"))
-        batch = doubted if what == "in doubt" else self.in_flight(known.batch)
-        self.engine.update_batch(self.lease, replace(batch, cancel_wanted=False))
+        doubted = {"state": BatchState.IN_DOUBT, "in_doubt_at": self.now, "candidates": ("x", "y")}
+        news = doubted if what == "in doubt" else self.created(known.batch)
+        self.engine.update_batch(self.lease, replace(copy, **news))
         if what == "in flight" or known.batch.state is not BatchState.IN_FLIGHT:
-            known.batch = batch
-
-    def in_flight(self, batch: Batch) -> Batch:
-        """A batch after its create was answered."""
-        return replace(
-            batch,
-            state=BatchState.IN_FLIGHT,
-            provider_batch_id=f"msg{batch.batch_id}",
-            created_at=batch.created_at or self.now,
-            candidates=(),
-        )
-
-    def known_ids(self) -> list[str]:
-        """Ids of requests that are there, and of some that were pruned."""
-        return sorted(self.model.held) + sorted(self.pruned)[:5]
+            known.batch = replace(known.batch, **news)
 
     def end(self, known: HeldBatch, kind: OutcomeKind, retry: bool) -> None:
-        """Settles what is in a batch, all alike, and finishes it."""
+        """Settles what is in a batch, all alike, and finishes it. What goes live is answered, or released."""
+        if known.goes_live:
+            if retry:
+                assert self.engine.release(self.lease, known.batch.batch_id) == self.model.release(known)
+                return
+            answers = [replace(live_answer(one), kind=kind) for one in sorted(known.inside)]
+            self.write_answers(len(answers) % 2, answers)
+            self.tell(known, "finish")
+            return
         answers = [
             Answer(request_id=request_id, kind=kind, raw=request_id.encode(), retry=retry)
             for request_id in sorted(known.inside)
         ]
         settled = self.engine.settle(self.lease, known.batch.batch_id, answers, self.now)
         assert settled == self.model.settle(known, answers, self.now)
-        self.engine.finish(self.lease, known.batch)
-        known.batch = replace(known.batch, state=BatchState.ENDED)
-        known.closed = True
+        self.tell(known, "finish")
 
     def check_body(self, batch: Batch, inside: set[str]) -> None:
         """The posted bytes are those of the requests, in a frame."""

@@ -19,9 +19,11 @@ from conformance.scene import (
     cancel_queued,
     drain_log,
     framed,
+    live,
     stale_waiting,
 )
 from llmrouter.domain.batches import BatchState
+from llmrouter.domain.blocks import Reason
 from llmrouter.domain.packing import BatchLimits
 from llmrouter.domain.reporting import EngineReport
 from llmrouter.domain.requests import RequestState
@@ -56,6 +58,40 @@ LATE_CALLS: dict[str, Callable[[Store, Lease, Batch, list[str]], object]] = {
     "settle of nothing": lambda store, lease, batch, _: store.settle(lease, batch.batch_id, [], START),
     "finish": lambda store, lease, batch, _: store.finish(lease, batch),
     "sweep": lambda store, lease, *_: store.sweep(lease, 10),
+    "escalate_waiting": lambda store, lease, *_: store.escalate_waiting(
+        lease,
+        stale_waiting(LANE, "daily"),
+        START + timedelta(days=9),
+        batch_id="late",
+        reason=Reason.STORM,
+        insured=False,
+        now=START,
+    ),
+    "escalate_waiting of nothing": lambda store, lease, *_: store.escalate_waiting(
+        lease,
+        stale_waiting(LANE, "weekly"),
+        START,
+        batch_id="late",
+        reason=Reason.STORM,
+        insured=False,
+        now=START,
+    ),
+    "escalate_batch": lambda store, lease, batch, _: store.escalate_batch(
+        lease, batch.batch_id, into="late", reason=Reason.STORM, insured=False, now=START
+    ),
+    "escalate_batch of nothing": lambda store, lease, *_: store.escalate_batch(
+        lease, "never", into="late", reason=Reason.STORM, insured=False, now=START
+    ),
+    "note_decision": lambda store, lease, batch, _: store.note_decision(
+        lease, batch.batch_id, reason=Reason.BUDGET, insured=False, recalled_at=START
+    ),
+    "note_decision of nothing": lambda store, lease, *_: store.note_decision(
+        lease, "never", reason=Reason.BUDGET, insured=False, recalled_at=START
+    ),
+    "begin_calls": lambda store, lease, batch, ids: store.begin_calls(lease, batch.batch_id, ids),
+    "begin_calls of nothing": lambda store, lease, *_: store.begin_calls(lease, "never", []),
+    "end_calls": lambda store, lease, batch, ids: store.end_calls(lease, batch.batch_id, ids),
+    "end_calls of nothing": lambda store, lease, *_: store.end_calls(lease, "never", []),
 }
 """The engine's calls, made with a store, a lease, an open batch and the two requests in it."""
 
@@ -125,11 +161,14 @@ class LeaseContract:
         batch = scene.claimed(now=late)
         assert scene.settle(batch, [answered(request_id) for request_id in request_ids], late) == (2, 0, 0, 0)
 
+    @pytest.mark.parametrize("escalated", [False, True])
     @pytest.mark.parametrize("call", LATE_CALLS)
-    def test_a_late_engine_changes_nothing(self, scene: Scene, call: str) -> None:
-        """Each call of the engine's is refused once a later lease has been given out."""
+    def test_a_late_engine_changes_nothing(self, scene: Scene, call: str, escalated: bool) -> None:
+        """Each call of the engine's is refused once a later lease has been given out, whatever the batch."""
         request_ids = scene.enqueue_alike(2)
-        batch = scene.claimed()
+        batch = scene.going_live() if escalated else scene.claimed()
+        if escalated:
+            scene.begun(batch, request_ids[0])
         scene.settled(scene.request(due=timedelta(hours=1)))
         scene.enqueue_alike(3)
         scene.store.request_flush()
@@ -141,7 +180,13 @@ class LeaseContract:
         assert scene.snapshot() == before
         assert scene.store.take_flush_request(scene.lease) is True
         assert scene.store.sweep(scene.lease, 10) == 1
-        assert scene.settle(batch, [answered(request_id) for request_id in request_ids]) == (2, 0, 0, 0)
+        if escalated:
+            calls = scene.store.begin_calls(scene.lease, batch.batch_id, request_ids)
+            assert [call.again for call in calls] == [True, False]
+            answers = [live(request_id) for request_id in request_ids]
+            assert scene.rival.answer(answers, START).outcomes == 2
+        else:
+            assert scene.settle(batch, [answered(request_id) for request_id in request_ids]) == (2, 0, 0, 0)
 
     def test_a_late_engine_is_told_even_when_there_is_nothing_to_do(self, scene: Scene) -> None:
         """No flush request, no body to drop, nothing in a batch: the lease is lost all the same."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmrouter.domain.batches import API_MAX_BYTES, API_MAX_REQUESTS, Answer, custom_id
+from llmrouter.domain.blocks import Reason
+from llmrouter.domain.ledger import ClassTally
 from llmrouter.domain.packing import BatchLimits
 from llmrouter.domain.requests import (
     PAGE_SLOTS,
@@ -25,8 +28,10 @@ from llmrouter.domain.requests import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from decimal import Decimal
 
     from llmrouter.domain.batches import Batch
+    from llmrouter.domain.ledger import Tally
     from llmrouter.ports import Lease, Store
 
 START = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -46,6 +51,7 @@ def lane_named(name: str) -> Lane:
     )
 
 
+MODEL = "claude-haiku"
 LANE = lane_named("a")
 OTHER_LANE = lane_named("b")
 
@@ -105,6 +111,16 @@ def answered(
     return Answer(request_id=request_id, kind=kind, raw=raw, retry=False)
 
 
+def live(
+    request_id: str,
+    kind: OutcomeKind = OutcomeKind.SUCCEEDED,
+    raw: bytes = b'{"live":{}}',
+    paid_usd: Decimal | None = None,
+) -> Answer:
+    """What a live call gave."""
+    return Answer(request_id=request_id, kind=kind, raw=raw, retry=False, paid_usd=paid_usd)
+
+
 def again(request_id: str, kind: OutcomeKind = OutcomeKind.EXPIRED) -> Answer:
     """An answer after which its request is sent again."""
     return Answer(request_id=request_id, kind=kind, raw=b"", retry=True)
@@ -141,10 +157,12 @@ class Snapshot(NamedTuple):
 
     views: dict[str, RequestView | None]
     outcomes: dict[str, Outcome]
-    waiting: dict[tuple[Lane, str], Waiting]
+    waiting: dict[tuple[Lane, str, str], Waiting]
     open_batches: list[Batch]
     unsettled: dict[str, set[str]]
+    closed_batches: list[Batch]
     log: list[Outcome]
+    tally: Tally
 
 
 class Scene:
@@ -213,7 +231,8 @@ class Scene:
         lane: Lane = LANE,
         latency: str = "daily",
         site: str = "jobs:nightly",
-        model: str = "claude-haiku",
+        model: str = MODEL,
+        prefix: str = "",
         due: timedelta = timedelta(hours=24),
         size: int = 100,
         body: bytes | None = None,
@@ -226,7 +245,7 @@ class Scene:
         self._asked.append(request_id)
         return QueuedRequest(
             request_id=request_id,
-            group=Group(lane=lane, latency=latency, site=site, model=model),
+            group=Group(lane=lane, latency=latency, site=site, model=model, prefix=prefix),
             accepted_at=accepted_at,
             deadline_at=START + due,
             body=body_of(size, request_id[-3:]) if body is None else body,
@@ -246,21 +265,84 @@ class Scene:
         *,
         lane: Lane = LANE,
         latency: str = "daily",
+        model: str = MODEL,
         max_requests: int = API_MAX_REQUESTS,
         max_bytes: int = API_MAX_BYTES,
+        one_fate: bool = False,
         now: datetime = START,
     ) -> Batch | None:
         """Claims a new batch, or None."""
         number = next(self._batch_numbers)
-        lines = [line for line in self.store.waiting() if (line.lane, line.latency) == (lane, latency)]
         return self.store.claim(
             self.lease,
-            lines[0] if lines else stale_waiting(lane, latency),
-            BatchLimits(max_requests=max_requests, max_bytes=max_bytes),
+            self.line(lane, latency, model),
+            BatchLimits(max_requests=max_requests, max_bytes=max_bytes, one_fate=one_fate),
             batch_id=f"batch-{number}",
             nonce=f"{number:010d}",
             now=now,
         )
+
+    def line(self, lane: Lane = LANE, latency: str = "daily", model: str = MODEL) -> Waiting:
+        """A line of the backlog, as it is or as it might have been."""
+        lines = [line for line in self.store.waiting() if line_of(line) == (lane, latency, model)]
+        return lines[0] if lines else stale_waiting(lane, latency, model)
+
+    def escalate_waiting(
+        self,
+        *,
+        before: datetime = START + timedelta(days=9),
+        lane: Lane = LANE,
+        latency: str = "daily",
+        model: str = MODEL,
+        reason: Reason = Reason.LATEST_START,
+        insured: bool = True,
+        now: datetime = START,
+    ) -> Batch | None:
+        """Takes queued requests into a new ESCALATING batch, or None."""
+        return self.store.escalate_waiting(
+            self.lease,
+            self.line(lane, latency, model),
+            before,
+            batch_id=f"live-{next(self._batch_numbers)}",
+            reason=reason,
+            insured=insured,
+            now=now,
+        )
+
+    def escalate_batch(
+        self,
+        batch: Batch,
+        *,
+        reason: Reason = Reason.CANCEL_NOT_FINAL,
+        insured: bool = True,
+        now: datetime = START,
+    ) -> Batch | None:
+        """Moves what is in a batch into a new ESCALATING one, or None."""
+        into = f"live-{next(self._batch_numbers)}"
+        return self.store.escalate_batch(
+            self.lease, batch.batch_id, into=into, reason=reason, insured=insured, now=now
+        )
+
+    def raced(self, batch: Batch, **how: Any) -> Batch:
+        """The ESCALATING batch with what was in a batch of the API's; takes what `escalate_batch` takes."""
+        new = self.escalate_batch(batch, **how)
+        assert new is not None
+        return new
+
+    def going_live(self, **how: Any) -> Batch:
+        """An ESCALATING batch with what was queued; takes what `escalate_waiting` takes."""
+        batch = self.escalate_waiting(**how)
+        assert batch is not None
+        return batch
+
+    def begun(self, batch: Batch, *request_ids: str) -> list[str]:
+        """Begins live calls; the ids of those that may be made."""
+        calls = self.store.begin_calls(self.lease, batch.batch_id, request_ids)
+        return [call.request_id for call in calls]
+
+    def tally_of(self, latency: str = "daily", store: Store | None = None) -> ClassTally:
+        """What came of the requests of a class."""
+        return (store or self.store).tally().get(latency, ClassTally())
 
     def claimed(self, **how: Any) -> Batch:
         """Claims a new batch, which must have something in it; takes what `claim` takes."""
@@ -303,13 +385,32 @@ class Scene:
         return Snapshot(
             views={request_id: store.find(request_id) for request_id in self._asked},
             outcomes={outcome.request_id: outcome for outcome in store.outcomes(self._asked)},
-            waiting={(line.lane, line.latency): line for line in store.waiting()},
+            waiting=sums_of(store.waiting()),
             open_batches=batches,
             unsettled={batch.batch_id: set(store.unsettled(batch.batch_id)) for batch in batches},
+            closed_batches=store.closed_batches(100),
             log=drain_log(store, self.log_start),
+            tally={latency: tally for latency, tally in store.tally().items() if tally != ClassTally()},
         )
 
 
-def stale_waiting(lane: Lane, latency: str) -> Waiting:
+def line_of(waiting: Waiting) -> tuple[Lane, str, str]:
+    """What tells a line of the backlog from others."""
+    return waiting.lane, waiting.latency, waiting.model
+
+
+def sums_of(backlog: Iterable[Waiting]) -> dict[tuple[Lane, str, str], Waiting]:
+    """The lines of a backlog by what tells them apart, without what is the store's choice."""
+    return {line_of(line): replace(line, window=None, cohorts=()) for line in backlog}
+
+
+def stale_waiting(lane: Lane, latency: str, model: str = MODEL) -> Waiting:
     """A line of a backlog that has gone since."""
-    return Waiting(lane=lane, latency=latency, request_count=1, body_bytes=100, earliest_deadline_at=START)
+    return Waiting(
+        lane=lane,
+        latency=latency,
+        model=model,
+        request_count=1,
+        body_bytes=100,
+        earliest_deadline_at=START,
+    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from conformance.calling import BeginCallsContract, EscalatingContract
 from conformance.canceling import (
     DeliverContract,
     FindKeysContract,
@@ -14,14 +15,21 @@ from conformance.canceling import (
     PauseContract,
 )
 from conformance.claiming import BodyContract, ClaimContract
+from conformance.counting import ClosedBatchesContract, TallyContract
 from conformance.crowd import CrowdContract
-from conformance.intake import CancelContract, EnqueueContract, KeyContract, WaitingContract
+from conformance.escalating import EscalateBatchContract, EscalateWaitingContract, NoteDecisionContract
+from conformance.intake import CancelContract, EnqueueContract, KeyContract
 from conformance.pruning import PruneContract, PrunedBatchContract
+from conformance.racing import AnswerContract, RaceContract
 from conformance.recording import CreatedContract, FindBatchContract, InFlightContract
 from conformance.reporting import EngineContract
 from conformance.running import CloseContract, FlushRequestContract, LeaseContract, SweepContract
+from conformance.runs import RunsContract
 from conformance.scene import Scene
 from conformance.settling import BatchContract, LogContract, OutcomesContract, SettleContract
+from conformance.traffic import TrafficContract
+from conformance.waiting import WaitingContract
+from conformance.warming import SampleContract, WarmUpContract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,11 +43,13 @@ class StoreConformance(
     EnqueueContract,
     KeyContract,
     WaitingContract,
+    SampleContract,
     CancelContract,
     MassCancelContract,
     GiveUpContract,
     DeliverContract,
     FindKeysContract,
+    RunsContract,
     PauseContract,
     ClaimContract,
     BodyContract,
@@ -50,6 +60,17 @@ class StoreConformance(
     InFlightContract,
     FindBatchContract,
     LogContract,
+    EscalateWaitingContract,
+    EscalateBatchContract,
+    EscalatingContract,
+    NoteDecisionContract,
+    RaceContract,
+    BeginCallsContract,
+    AnswerContract,
+    TallyContract,
+    WarmUpContract,
+    TrafficContract,
+    ClosedBatchesContract,
     LeaseContract,
     EngineContract,
     FlushRequestContract,

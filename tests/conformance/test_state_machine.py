@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from functools import partial
 
 from hypothesis import settings
@@ -9,7 +10,12 @@ from conformance.machine import StoreMachine
 from llmrouter.stores.disk import DiskStore
 from llmrouter.stores.memory import MemoryStore
 
-SETTINGS = settings(max_examples=50, stateful_step_count=30, deadline=None)
+SETTINGS = settings(
+    max_examples=int(os.environ.get("LLMROUTER_MACHINE_EXAMPLES", "50")),
+    stateful_step_count=int(os.environ.get("LLMROUTER_MACHINE_STEPS", "30")),
+    deadline=None,
+)
+"""A long search: more of both."""
 
 
 def test_the_memory_store_does_what_the_model_does() -> None:

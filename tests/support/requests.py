@@ -47,9 +47,9 @@ def body_of(text: object) -> bytes:
     return json.dumps(ask(text), separators=(",", ":")).encode()
 
 
-def group_in(lane: Lane = LANE, latency: str = "daily") -> Group:
-    """A group of one lane and class."""
-    return Group(lane=lane, latency=latency, site="tests:site", model=MODEL)
+def group_in(lane: Lane = LANE, latency: str = "daily", model: str = MODEL, prefix: str = "") -> Group:
+    """A group of one lane, class and model, whose prompts begin alike."""
+    return Group(lane=lane, latency=latency, site="tests:site", model=model, prefix=prefix)
 
 
 def draft(
@@ -68,6 +68,8 @@ def queued(
     *,
     lane: Lane = LANE,
     latency: str = "daily",
+    model: str = MODEL,
+    prefix: str = "",
     key: str | None = None,
     accepted_at: datetime = START,
     window: timedelta = timedelta(hours=24),
@@ -77,7 +79,7 @@ def queued(
     request_id = format_request_id(f"{number // 1000:020d}", number % 1000)
     return QueuedRequest(
         request_id=request_id,
-        group=group_in(lane, latency),
+        group=group_in(lane, latency, model, prefix),
         accepted_at=accepted_at,
         deadline_at=accepted_at + window,
         body=body_of(request_id if text is None else text),

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    import pytest
+
     from llmrouter.domain.requests import Accepted, QueuedRequest
+    from llmrouter.ports import Store
 
 
 class GatedStore(MemoryStore):
@@ -99,3 +102,19 @@ class StoreFiles:
         """All rows in the order of insertion."""
         with closing(sqlite3.connect(self.database)) as connection:
             return connection.execute("SELECT * FROM Cache NOT INDEXED ORDER BY rowid").fetchall()
+
+
+def count_reads(store: Store, monkeypatch: pytest.MonkeyPatch, prefix: str) -> list[str]:
+    """The row keys with a prefix that are read from now on, of a disk store."""
+    cache = store._cache  # type: ignore[attr-defined]
+    reads: list[str] = []
+    get = cache.get
+
+    def counted(key: str) -> bytes | None:
+        if key.startswith(prefix):
+            reads.append(key)
+        value: bytes | None = get(key)
+        return value
+
+    monkeypatch.setattr(cache, "get", counted)
+    return reads

@@ -16,6 +16,7 @@ from llmrouter.domain.packing import BatchLimits
 from llmrouter.stores import _pruning
 from llmrouter.stores._layout import SEGMENT_BYTES
 from llmrouter.stores.disk import DiskStore
+from support.stores import count_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,16 +37,16 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 def between_look_and_claim(scene: Scene, monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     """Lets others do something once, when the next claim has looked and not yet begun."""
     engine = scene.store._engine  # type: ignore[attr-defined]
-    look = engine._fresh_backlog
+    look = engine.fresh_backlog
 
     def racing(lease: Any = None) -> Any:
         backlog = look(lease)
-        monkeypatch.setattr(engine, "_fresh_backlog", look)
+        monkeypatch.setattr(engine, "fresh_backlog", look)
         act()
         return backlog
 
     scene.store.waiting()
-    monkeypatch.setattr(engine, "_fresh_backlog", racing)
+    monkeypatch.setattr(engine, "fresh_backlog", racing)
 
 
 def test_what_comes_and_goes_during_a_claim_leaves_no_ghost(
@@ -126,7 +127,7 @@ class TestFragments:
         number, segments = 300, 3
         ids = scene.enqueue_alike(number, size=segments * SEGMENT_BYTES // number)
         batch = scene.claimed()
-        reads = count_reads(scene, monkeypatch, "q")
+        reads = count_reads(scene.store, monkeypatch, "q")
         scene.settle(batch, [again(one) if place % 2 else answered(one) for place, one in enumerate(ids)])
         scene.store.finish(scene.lease, batch)
         assert len(reads) <= 2 * segments
@@ -136,7 +137,7 @@ class TestFragments:
         assert sorted(posted_ids(posted, again_batch.nonce)) == ids[1::2]
         assert len(reads) <= segments + 1
         scene.reopen()
-        reads = count_reads(scene, monkeypatch, "q")
+        reads = count_reads(scene.store, monkeypatch, "q")
         assert scene.store.release(scene.lease, again_batch.batch_id) == number // 2
         assert len(reads) <= 3 * segments
         assert [line.body_bytes for line in scene.store.waiting()] == [again_batch.body_bytes]
@@ -154,7 +155,7 @@ def test_earlier_attempts_are_read_when_they_are_asked_for(
     assert len(batch.attempts) == 2000
     cache = scene.store._cache  # type: ignore[attr-defined]
     assert len(cache.get("b0000000002")) < 1000
-    reads = count_reads(scene, monkeypatch, "a")
+    reads = count_reads(scene.store, monkeypatch, "a")
     (listed,) = scene.store.open_batches()
     scene.store.update_batch(scene.lease, replace(listed, state=BatchState.IN_DOUBT, in_doubt_at=START))
     (listed,) = scene.store.open_batches()
@@ -181,19 +182,3 @@ def test_earlier_attempts_go_with_their_batch(scene: Scene) -> None:
     assert scene.store.find_batch("batch-2") is None
     assert not ended.attempts
     assert not [key for key in scene.store._cache.all_keys() if key.startswith(("a", "b"))]  # type: ignore[attr-defined]
-
-
-def count_reads(scene: Scene, monkeypatch: pytest.MonkeyPatch, prefix: str) -> list[str]:
-    """The keys with a prefix that are read from now on."""
-    cache = scene.store._cache  # type: ignore[attr-defined]
-    reads: list[str] = []
-    get = cache.get
-
-    def counted(key: str) -> bytes | None:
-        if key.startswith(prefix):
-            reads.append(key)
-        value: bytes | None = get(key)
-        return value
-
-    monkeypatch.setattr(cache, "get", counted)
-    return reads

@@ -190,7 +190,7 @@ def test_a_row_that_was_never_written_is_not_repaired(files: StoreFiles) -> None
     """What is left of a page can look like rows: nothing but what the store writes is taken over."""
     with files.database.open("r+b") as file:
         content = file.read()
-        place = content.index(b'{"schema":2')
+        place = content.index(b'{"schema":3')
         file.seek(place)
         file.write(b"\xff")
     DAMAGES["an index"](files)

@@ -1,4 +1,4 @@
-"""Stores of other versions. The rows of schema 1 stand here as its code wrote them: they must not change."""
+"""Stores of other versions. The rows of older schemas stand here as they were written: never change them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 
 from conformance.scene import answered
 from llmrouter.domain.batches import BatchState
+from llmrouter.domain.blocks import Reason
 from llmrouter.domain.packing import BatchLimits
-from llmrouter.domain.requests import OutcomeKind, RequestState
+from llmrouter.domain.requests import OutcomeKind, RequestState, Route
 from llmrouter.errors import StoreUnusableError
 from llmrouter.stores._cache import LockedCache
+from llmrouter.stores._layout import from_us
 from llmrouter.stores.disk import DiskStore
 
 if TYPE_CHECKING:
@@ -147,7 +149,7 @@ def test_its_batches_are_found_by_both_ids(folder: Path) -> None:
         }
         store.close()
     cache = LockedCache(folder)
-    assert json.loads(cache.get(".meta") or b"")["schema"] == 2
+    assert json.loads(cache.get(".meta") or b"")["schema"] == 3
     cache.close()
 
 
@@ -177,6 +179,75 @@ def test_its_batches_keep_their_attempts(tmp_path: Path) -> None:
     store.close()
 
 
+def schema_2() -> dict[str, bytes]:
+    """The same as schema 2 wrote it: batches say more, and are found by both ids."""
+    rows = schema_1()
+    rows[".meta"] = json.dumps({"schema": 2, "secret": "ab" * 32}).encode()
+    later = {
+        "in_doubt_at": None,
+        "candidates": [],
+        "cancel_wanted": False,
+        "cancel_asked_at": ACCEPTED + 5,
+        "given_up_at": ACCEPTED + 4,
+    }
+    for number, provider_batch_id in ((1, "msgbatch_1"), (2, "msgbatch_2"), (3, None)):
+        key = f"b{number:010d}"
+        rows[key] = json.dumps({**json.loads(rows[key]), **later}).encode()
+        rows[f"ibatch-{number}"] = b"%d" % number
+        if provider_batch_id is not None:
+            rows[f"p{provider_batch_id}"] = b"%d" % number
+    return rows
+
+
+def test_a_store_of_schema_2_goes_on(tmp_path: Path) -> None:
+    """What its rows do not say has its default, and its requests can go live."""
+    write_rows(tmp_path / "queue", schema_2())
+    store = DiskStore(tmp_path / "queue")
+    (batch,) = store.open_batches()
+    assert batch.cancel_asked_at == from_us(ACCEPTED + 5)
+    assert (batch.model, batch.deadline_at, batch.window, batch.reason) == ("", None, None, None)
+    assert (batch.insured, batch.recalled_at, batch.escalated_at, batch.raced) == (True, None, None, None)
+    outcome, _ = store.outcomes([request_id(0), request_id(1)])
+    assert (outcome.route, outcome.reason, outcome.insured) == (Route.BATCH, None, True)
+    assert [ended.batch_id for ended in store.closed_batches(5)] == ["batch-1"]
+    assert store.tally() == {}
+    (line,) = store.waiting()
+    assert (line.model, line.request_count, line.window) == ("m", 2, timedelta(days=1))
+    assert line.prefixes == {}
+    lease = store.acquire_lease("new", NOW, timedelta(seconds=30))
+    assert lease is not None
+    how = {"reason": Reason.STORM, "insured": True, "now": NOW}
+    new = store.escalate_batch(lease, "batch-2", into="batch-4", **how)  # type: ignore[arg-type]
+    assert new is not None
+    assert (new.request_count, new.attempts) == (1, {request_id(2): 1})
+    assert (new.deadline_at, new.window) == (from_us(DUE), timedelta(days=1))
+    waiting = store.escalate_waiting(lease, line, from_us(DUE + 1), batch_id="batch-5", **how)  # type: ignore[arg-type]
+    assert waiting is not None
+    assert [call.body for call in store.begin_calls(lease, "batch-5", [request_id(3)])] == [b"[]"]
+    store.close()
+
+
+def test_rows_of_other_versions_stand_side_by_side(tmp_path: Path) -> None:
+    """A chunk and a batch keep the form in which they were written; both are read."""
+    write_rows(tmp_path / "queue", schema_2())
+    for _ in range(2):
+        store = DiskStore(tmp_path / "queue")
+        lease = store.acquire_lease("new", NOW, timedelta(seconds=30))
+        assert lease is not None
+        if store.find(request_id(2)).state is not RequestState.SETTLED:  # type: ignore[union-attr]
+            store.note_decision(lease, "batch-2", reason=Reason.BUDGET, insured=False, recalled_at=NOW)
+            store.settle(lease, "batch-2", [answered(request_id(2))], NOW)
+        outcomes = {one.request_id: one for one in store.outcomes([request_id(0), request_id(2)])}
+        assert outcomes[request_id(0)].reason is None
+        assert (outcomes[request_id(2)].reason, outcomes[request_id(2)].insured) == (Reason.BUDGET, False)
+        (batch,) = store.open_batches()
+        assert (batch.reason, batch.insured, batch.recalled_at) == (Reason.BUDGET, False, NOW)
+        store.close()
+    cache = LockedCache(tmp_path / "queue")
+    assert json.loads(cache.get(".meta") or b"")["schema"] == 3
+    cache.close()
+
+
 def test_its_outcomes_and_batches_are_pruned(folder: Path) -> None:
     """Nothing of it is left that nobody needs."""
     store = DiskStore(folder)
@@ -191,7 +262,7 @@ def test_its_outcomes_and_batches_are_pruned(folder: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("schema", [3, 99])
+@pytest.mark.parametrize("schema", [4, 99])
 def test_a_newer_store_is_refused(tmp_path: Path, schema: int) -> None:
     """And left as it is."""
     meta = json.dumps({"schema": schema, "secret": "ab" * 32}).encode()

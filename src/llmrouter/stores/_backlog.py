@@ -8,74 +8,46 @@ the last look, newest first, down to a marker row of its own.
 from __future__ import annotations
 
 import secrets
-import sys
-from bisect import bisect_right
 from functools import partial
-from itertools import groupby
-from typing import TYPE_CHECKING
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, TypeAlias
 
 from llmrouter.domain.packing import BatchLimits, Run, pack
 from llmrouter.domain.requests import Waiting
 from llmrouter.stores import _faults as faults
 from llmrouter.stores._layout import (
+    DEADLINE_OF_KEY,
+    GROUP_OF_KEY,
     PAGE_OF_KEY,
-    START_OF_KEY,
-    from_us,
     read_segment_key,
     slots_by_page,
 )
-from llmrouter.stores._pieces import Piece, Pile, read_entry, runs_of, segment_of, whole
+from llmrouter.stores._members import Members
+from llmrouter.stores._pieces import Piece, read_entry, runs_of, segment_of, whole
+from llmrouter.stores._pile import Edit, Pile, entry_of
 from llmrouter.stores._table import CLAIMED, QUEUED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from datetime import datetime
 
     from llmrouter.domain.requests import Group
-    from llmrouter.stores._batch_rows import Ranges
     from llmrouter.stores._layout import Segment
     from llmrouter.stores._rows import Counters, Rows
     from llmrouter.stores._table import Table
 
 
-class Members:
-    """The requests of one batch, to be found by page and slot."""
+Line: TypeAlias = tuple[str, str, str]
+"""Lane id, latency class and model of requests that may share a batch."""
 
-    def __init__(self, rows: Rows, entries: Iterable[str], ranges: Ranges) -> None:
-        self._rows = rows
-        self._ranges = ranges
-        self._starts: dict[str, list[int]] = {}
-        self._segment_keys: dict[str, list[str]] = {}
-        self._request_keys: dict[str, list[str | None]] = {}
-        for key in sorted({entry.partition("|")[0] for entry in entries}):
-            page = sys.intern(key[PAGE_OF_KEY])
-            self._starts.setdefault(page, []).append(int(key[START_OF_KEY]))
-            self._segment_keys.setdefault(page, []).append(key)
 
-    def includes(self, page: str, slot: int) -> bool:
-        """Whether a request was claimed into this batch, however it is now."""
-        return any(start <= slot < stop for start, stop in self._ranges.get(page, ()))
-
-    def segment(self, page: str, slot: int) -> Segment:
-        """The segment of a request that is still in this batch."""
-        place = bisect_right(self._starts[page], slot) - 1
-        return segment_of(self._segment_keys[page][place])
-
-    def request_key(self, segment: Segment, slot: int) -> str | None:
-        """The idempotency key of a request."""
-        if not segment.keyed:
-            return None
-        if segment.key not in self._request_keys:
-            self._request_keys[segment.key] = self._rows.segment_keys(segment)
-        return self._request_keys[segment.key][slot - segment.start]
-
-    def all_keys(self) -> Iterator[str]:
-        """The row keys of all its segments."""
-        for keys in self._segment_keys.values():
-            yield from keys
+def line_of(waiting: Waiting) -> Line:
+    """The line that a look at the backlog has shown."""
+    return waiting.lane.lane_id, waiting.latency, waiting.model
 
 
 class Backlog:
-    """The index of stored bodies: queued by lane and class, claimed by batch, or ready to be dropped."""
+    """The index of stored bodies: queued by line, claimed by batch, or ready to be dropped."""
 
     def __init__(self, rows: Rows, fence: int | None) -> None:
         """Reads the keys of the whole store. Call it outside a write transaction.
@@ -89,11 +61,13 @@ class Backlog:
         self._cache = rows.cache
         self.fence = fence
         self._groups: dict[str, Group] = {}
-        self._piles: dict[tuple[str, str], Pile] = {}
+        self._piles: dict[Line, Pile] = {}
+        self._places: dict[str, tuple[Pile, str]] = {}
         self._members: dict[int, Members] = {}
         self.claimed: dict[int, list[str]] = {}
         self.sweepable: dict[str, None] = {}
         self._own_chunks: set[int] = set()
+        self._foreign: list[int] = []
         self._early: dict[str, set[int]] = {}
         self._last_sizes: tuple[str, list[int]] = ("", [])
         self._seen = rows.counters()
@@ -133,55 +107,62 @@ class Backlog:
         """Notes chunks of the log that come from the holder's own work: this index knows already."""
         self._own_chunks.update(chunks)
 
-    def is_behind(self, counters: Counters) -> bool:
-        """Whether something was canceled since the last look."""
+    def _is_behind(self, counters: Counters) -> bool:
+        """Whether something that waited got its outcome from somebody else since the last look."""
         return counters["cancels"] != self._seen["cancels"]
 
     def take_out_canceled(self, counters: Counters) -> bool:
-        """Takes out what was canceled since the last look, by reading the log.
+        """Takes out what was canceled, or answered while it waited, since the last look, by reading the log.
 
         What was also enqueued since then is taken out as soon as it is taken in. False when a part of the
         log was pruned.
         """
-        if self.is_behind(counters):
+        new = range(self._seen["chunks"], counters["chunks"])
+        foreign = [number for number in new if number not in self._own_chunks]
+        if self._is_behind(counters):
             canceled: list[str] = []
-            for number in range(self._seen["chunks"], counters["chunks"]):
-                if number not in self._own_chunks:
-                    chunk = self._rows.find_chunk(number)
-                    if chunk is None:
-                        return False
-                    canceled += chunk.request_ids()
+            for number in foreign:
+                chunk = self._rows.find_chunk(number)
+                if chunk is None:
+                    return False
+                canceled += chunk.request_ids()
             for page, slots in slots_by_page(canceled).items():
                 self._early.setdefault(page, set()).update(slots)
             self._take_out()
         self._seen = counters
         self._own_chunks.clear()
+        self._foreign += foreign
         return True
 
+    def take_out(self, slots: Iterable[tuple[str, int]]) -> None:
+        """Takes out some requests that got their outcome while they waited."""
+        for page, slot in slots:
+            self._early.setdefault(page, set()).add(slot)
+        if self._early:
+            self._take_out()
+
     def _take_out(self) -> None:
-        """Takes out what was canceled; what is not there yet is left for the next time."""
+        """Takes out what has its outcome; what is not there yet is left for the next time."""
         for pile in self._piles.values():
-            entries = []
-            for entry in pile.entries:
+            edits: list[Edit] = []
+            for place, entry in enumerate(pile.entries()):
                 gone = self._early.get(entry[PAGE_OF_KEY])
-                if gone is None:
-                    entries.append(entry)
-                else:
-                    entries += self._rest(pile, read_entry(entry), gone)
-            pile.entries = entries
+                if gone:
+                    edits += self._without(pile, place, read_entry(entry), gone)
+            if edits:
+                pile.edit(edits)
         self._early = {page: slots for page, slots in self._early.items() if slots}
 
-    def _rest(self, pile: Pile, piece: Piece, gone: set[int]) -> list[str]:
-        """What is left of a piece of a pile."""
+    def _without(self, pile: Pile, place: int, piece: Piece, gone: set[int]) -> Iterator[Edit]:
+        """What to do with an entry of a pile some of whose requests may have gone."""
         slots = [slot for slot in range(piece.start, piece.stop) if slot not in gone]
-        if len(slots) == piece.stop - piece.start:
-            return [piece.entry()]
-        gone.difference_update(range(piece.start, piece.stop))
-        self.sweepable[piece.key] = None
-        rest = [self._part(piece, start, stop) for start, stop in runs_of(slots)]
-        pile.request_count -= piece.stop - piece.start - len(slots)
-        pile.body_bytes -= piece.body_bytes - sum(part.body_bytes for part in rest)
-        return [part.entry() for part in rest]
+        left = piece.stop - piece.start - len(slots)
+        if left:
+            gone.difference_update(range(piece.start, piece.stop))
+            self.sweepable[piece.key] = None
+            pile.discount(self._prefix_of(piece), left)
+            rest = [self._part(piece, start, stop) for start, stop in runs_of(slots)]
+            yield Edit(place, place + 1, [entry_of(part.entry()) for part in rest])
 
     def _take_in(self) -> bool:
         """Takes in what was enqueued since the last look, which is what lies between two markers."""
@@ -193,44 +174,62 @@ class Backlog:
         for key in rows:
             if key == self._marker:
                 break
+        taken: list[str] = []
         for key in rows:
             if key == last:
                 self._unmark(last)
+                # The oldest first: that is nearly the order in which they are due.
+                for enqueued in reversed(taken):
+                    self._add_whole(enqueued)
                 if self._early:
                     self._take_out()
                     self._early.clear()
                 return True
             if key[:1] == "q":
-                self._add_whole(key)
+                taken.append(key)
         return False
 
     def waiting(self) -> list[Waiting]:
-        """The backlog, a line for each lane and class."""
-        lines = []
-        for pile in self._piles.values():
-            if pile.entries:
-                first = read_entry(pile.sort()[0]).segment
-                group = self.group(first.group_hash)
-                lines.append(
-                    Waiting(
-                        lane=group.lane,
-                        latency=group.latency,
-                        request_count=pile.request_count,
-                        body_bytes=pile.body_bytes,
-                        earliest_deadline_at=from_us(first.deadline_us),
-                    )
-                )
-        return lines
+        """The backlog, line by line."""
+        return [self._line(pile) for pile in self._piles.values() if pile]
 
-    def choose(self, lane_id: str, latency: str, limits: BatchLimits) -> list[Piece]:
-        """The pieces that would leave next, earliest deadline first. Changes nothing."""
-        pile = self._piles.get((lane_id, latency))
+    def _line(self, pile: Pile) -> Waiting:
+        cohorts = tuple(pile.cohorts())
+        group = self.group(segment_of(pile.entries()[0].partition("|")[0]).group_hash)
+        return Waiting(
+            lane=group.lane,
+            latency=group.latency,
+            model=group.model,
+            request_count=pile.request_count,
+            body_bytes=pile.body_bytes,
+            earliest_deadline_at=cohorts[0].deadline_at,
+            window=cohorts[0].window,
+            cohorts=cohorts,
+            prefixes=dict(pile.prefixes),
+        )
+
+    def sample(self, line: Line, prefix: str) -> bytes | None:
+        """The body of a queued request with a prefix, of those the one that is due first."""
+        pile = self._piles.get(line)
         if pile is None:
+            return None
+        groups = {name for name, (_, known) in self._places.items() if known == prefix}
+        for entry in pile.entries():
+            if entry.partition("|")[0][GROUP_OF_KEY] in groups:
+                piece = read_entry(entry)
+                return next(self._rows.bodies(piece.key, [piece.start - piece.segment.start]))
+        return None
+
+    def choose(self, line: Line, limits: BatchLimits) -> list[Piece]:
+        """The pieces that would leave next, earliest deadline first. Changes nothing."""
+        pile = self._piles.get(line)
+        if not pile:
             return []
+        entries = pile.entries()
         pieces: list[Piece] = []
 
         def runs() -> Iterator[Run]:
-            for entry in pile.sort():
+            for entry in islice(entries, pile.one_fate() if limits.one_fate else None):
                 piece = read_entry(entry)
                 pieces.append(piece)
                 sizes = partial(self._sizes, piece)
@@ -244,17 +243,23 @@ class Backlog:
             for piece, count in zip(pieces, taken, strict=False)
         ]
 
-    def take(self, lane_id: str, latency: str, pieces: list[Piece], number: int) -> None:
+    def choose_due(self, line: Line, before: datetime) -> list[Piece]:
+        """The pieces that are due before an instant, earliest deadline first. Changes nothing."""
+        pile = self._piles.get(line)
+        return [] if pile is None else [read_entry(one) for one in pile.entries()[: pile.due_before(before)]]
+
+    def take(self, line: Line, pieces: list[Piece], number: int) -> None:
         """Moves the chosen pieces, the first ones of their pile, into a batch."""
-        pile = self._piles[lane_id, latency]
-        taken, last = pile.entries[: len(pieces)], pieces[-1]
-        cut = read_entry(taken[-1])
-        rest = [] if cut.stop == last.stop else [self._part(cut, last.stop, cut.stop).entry()]
+        pile = self._piles[line]
+        last = pieces[-1]
+        cut = read_entry(pile.entries()[len(pieces) - 1])
+        rest = None if cut.stop == last.stop else self._part(cut, last.stop, cut.stop)
+        taken = pile.take(len(pieces), rest and entry_of(rest.entry()))
         taken[-1] = last.entry()
-        pile.entries[: len(pieces)] = rest
-        pile.request_count -= sum(piece.stop - piece.start for piece in pieces)
-        pile.body_bytes -= sum(piece.body_bytes for piece in pieces)
         self.claimed[number] = taken
+        if pile.prefixes:
+            for piece in pieces:
+                pile.discount(self._prefix_of(piece), piece.stop - piece.start)
 
     def members(self, number: int) -> Members:
         """The requests of an open batch."""
@@ -265,16 +270,39 @@ class Backlog:
 
     def requeue(self, number: int, slots: Iterable[tuple[str, int]]) -> None:
         """Takes some requests of a batch back into the backlog."""
+        for piece in self._pieces(number, slots):
+            self._add(piece)
+
+    def _pieces(self, number: int, slots: Iterable[tuple[str, int]]) -> Iterator[Piece]:
+        """Some requests of a batch, neighbors together."""
         members = self.members(number)
         located = [(members.segment(page, slot), slot) for page, slot in sorted(slots)]
         for segment, group in groupby(located, key=lambda pair: pair[0]):
             for start, stop in runs_of([slot for _, slot in group]):
-                self._add(self._part(whole(segment), start, stop))
+                yield self._part(whole(segment), start, stop)
+
+    def move(self, number: int, slots: Iterable[tuple[str, int]], into: int) -> list[Piece]:
+        """Puts some requests of a batch into a new one too, earliest deadline first.
+
+        They stay with the old one as well, whose body may be on its way.
+        """
+        pieces = sorted(self._pieces(number, slots), key=lambda piece: (piece.key[DEADLINE_OF_KEY], piece))
+        self.claimed[into] = [piece.entry() for piece in pieces]
+        return pieces
+
+    def find_sweepable(self) -> None:
+        """Looks for bodies that others do not need any more, by reading what they wrote into the log."""
+        for number in self._foreign:
+            chunk = self._rows.find_chunk(number)
+            for page, slots in slots_by_page(chunk.request_ids() if chunk else ()).items():
+                for segment, _ in self._rows.locate(page, slots):
+                    self.sweepable[segment.key] = None
+        self._foreign.clear()
 
     def forget(self, number: int) -> None:
         """Drops a batch that is over; its bodies may be swept."""
         self.sweepable.update(dict.fromkeys(self.members(number).all_keys()))
-        del self._members[number]
+        self._members.pop(number, None)
         self.claimed.pop(number, None)
 
     def group(self, group_hash: str) -> Group:
@@ -317,15 +345,24 @@ class Backlog:
             self.claimed.setdefault(number, []).extend(piece.entry() for piece in pieces)
 
     def _add_whole(self, key: str) -> None:
-        parts = key.rsplit("-", 5)
-        self._pile(parts[4]).add(key, int(parts[2]), int(parts[3]))
+        _, _, count, size, group_hash, _ = key.rsplit("-", 5)
+        pile, prefix = self._places.get(group_hash) or self._place(group_hash)
+        pile.add(key, int(count), int(size), prefix)
 
     def _add(self, piece: Piece) -> None:
-        self._pile(piece.segment.group_hash).add(piece.entry(), piece.stop - piece.start, piece.body_bytes)
+        pile, prefix = self._place(piece.segment.group_hash)
+        pile.add(piece.entry(), piece.stop - piece.start, piece.body_bytes, prefix)
 
-    def _pile(self, group_hash: str) -> Pile:
-        group = self.group(group_hash)
-        return self._piles.setdefault((group.lane.lane_id, group.latency), Pile())
+    def _place(self, group_hash: str) -> tuple[Pile, str]:
+        """The pile of a group, and its prefix."""
+        if group_hash not in self._places:
+            group = self.group(group_hash)
+            line = group.lane.lane_id, group.latency, group.model
+            self._places[group_hash] = self._piles.setdefault(line, Pile()), group.prefix
+        return self._places[group_hash]
+
+    def _prefix_of(self, piece: Piece) -> str:
+        return self._place(piece.key[GROUP_OF_KEY])[1]
 
     def _part(self, piece: Piece, start: int, stop: int) -> Piece:
         if (start, stop) == (piece.start, piece.stop):

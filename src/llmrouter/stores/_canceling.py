@@ -50,7 +50,7 @@ class _Cancellation:
         self._rows = rows
         self._now = now
         self._in_batches = in_batches
-        self._log = LogWriter(rows, cancels=1)
+        self._log = LogWriter(rows)
         self._numbers: set[int] = set()
         self._latencies: dict[str, str] = {}
         self._keys: tuple[str, list[str | None]] = ("", [])
@@ -69,7 +69,7 @@ class _Cancellation:
         queued = [slot for slot in slots if self._is_queued(table, slot)]
         for segment, slot in self._rows.locate(page, queued):
             attempts = table.get(slot)[1]
-            place, number = self._log.add(self._outcome(segment, slot, attempts))
+            place, number = self._log.add(self._outcome(segment, slot, attempts), was_queued=True)
             # There is no answer that anybody could pick up.
             table.put(slot, DELIVERED, attempts, place, number)
         if table.raw != before:
@@ -86,9 +86,9 @@ class _Cancellation:
 
     def _is_queued(self, table: Table, slot: int) -> bool:
         """Sorts out those that are not."""
-        state, attempts, _, number = table.get(slot)
+        state, attempts, place, number = table.get(slot)
         if state == CLAIMED and self._in_batches:
-            table.put(slot, CLAIMED, attempts, GIVEN_UP, number)
+            table.put(slot, CLAIMED, attempts, place | GIVEN_UP, number)
             self._numbers.add(number)
             self.asked += 1
         self.settled += state in ENDED

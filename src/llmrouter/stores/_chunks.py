@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from llmrouter.domain.requests import Outcome, OutcomeKind
+from llmrouter.domain.blocks import Reason
+from llmrouter.domain.requests import Outcome, OutcomeKind, Route
 from llmrouter.stores._layout import dump, from_us, to_us
 
 if TYPE_CHECKING:
@@ -34,10 +35,18 @@ def chunk_row(outcomes: Sequence[Outcome]) -> bytes:
             outcome.batch_id,
             outcome.key,
             len(outcome.raw),
+            *_decided(outcome),
         )
         for outcome in outcomes
     ]
     return b"".join([dump(rows), b"\n", *(outcome.raw for outcome in outcomes)])
+
+
+def _decided(outcome: Outcome) -> tuple[object, ...]:
+    """What was decided about its deadline; nothing takes no space and no time."""
+    if outcome.reason is None and outcome.insured and outcome.route is Route.BATCH:
+        return ()
+    return outcome.route, outcome.reason, outcome.insured
 
 
 class Chunk:
@@ -63,13 +72,24 @@ class Chunk:
         """The idempotency keys of those that have one, and whose they are."""
         return {row[8]: row[0] for row in self._rows if row[8] is not None}
 
+    def keyed_places(self, prefix: str) -> list[int]:
+        """Places of those whose idempotency key begins with a text."""
+        return [place for place, row in enumerate(self._rows) if (row[8] or "").startswith(prefix)]
+
     def newest_us(self) -> int:
         """When the last one was settled."""
         settled_us: list[int] = [row[5] for row in self._rows]
         return max(settled_us)
 
+    def batch_id(self, place: int) -> str | None:
+        """Of the batch that one of them names."""
+        named: str | None = self._rows[place][7]
+        return named
+
     def __getitem__(self, place: int) -> Outcome:
         row = self._rows[place]
+        # A row ends here where nothing was decided, and before schema 3.
+        route, reason, insured = row[10:] or (Route.BATCH, None, True)
         return Outcome(
             request_id=row[0],
             kind=OutcomeKind(row[1]),
@@ -81,4 +101,7 @@ class Chunk:
             batch_id=row[7],
             key=row[8],
             raw=self._value[self._starts[place] : self._starts[place + 1]],
+            route=Route(route),
+            reason=None if reason is None else Reason(reason),
+            insured=insured,
         )

@@ -4,14 +4,16 @@
                        everything that planning needs stands in the key, so bodies stay unread
     d<page>            a state table: 8 bytes for each slot of a page
     b<number>          a batch and the slots that were claimed into it
+    c<number>          nothing: a batch of the API's that ended has that number
     a<number>          earlier attempts of the requests of a batch, when there are any; never changed
     i<batch id>        the number of a batch, by our id
     p<batch id>        the number of a batch, by the API's id
     o<number>          a chunk of the outcome log
     g<hash>            a group; content-addressed, so any process may write it
     k<hash>            an idempotency key
+    t<day>             what call sites sent live on a day (UTC), added up
     m<fence>-<count>   a marker of the engine's in the order of insertion
-    .<name>            single rows: meta, lease, report, open, counters, flush, paused
+    .<name>            single rows: meta, lease, report, open, counters, tally, flush, paused
 
 Text is UTF-8, instants are microseconds since 1970 (UTC). Ids grow with time, so that new rows land
 at the end of SQLite's index whatever the size of the backlog.
@@ -33,13 +35,13 @@ if TYPE_CHECKING:
 
     from llmrouter.domain.requests import QueuedRequest
 
-SCHEMA = 2
+SCHEMA = 3
 
 SEGMENT_BYTES = 1_000_000
 """Bodies that arrive together share a row up to about this size: it bounds what one read loads."""
 
 META, LEASE, REPORT, OPEN, COUNTERS = ".meta", ".lease", ".report", ".open", ".counters"
-FLUSH, PAUSED = ".flush", ".paused"
+FLUSH, PAUSED, TALLY = ".flush", ".paused", ".tally"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -92,8 +94,15 @@ def segment_key(first: QueuedRequest, count: int, body_bytes: int, group_hash: s
 
 PAGE_OF_KEY = slice(1, 21)
 START_OF_KEY = slice(22, 25)
+ACCEPTED_OF_KEY = slice(26, 44)
 DEADLINE_OF_KEY = slice(45, 63)
+GROUP_OF_KEY = slice(-18, -2)
 """Where a segment's key says it: there may be a million of them, so not each is taken apart."""
+
+
+def key_instant(instant: datetime) -> str:
+    """An instant as a segment's key says it: they compare as text."""
+    return f"{to_us(instant):018d}"
 
 
 def read_segment_key(key: str) -> Segment:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
-from llmrouter.domain.reporting import EngineReport, EngineView, Hold, HoldCause
+from llmrouter.domain.blocks import Hold as LiveHold
+from llmrouter.domain.reporting import EngineReport, EngineView, Hold, HoldCause, LiveReport, Uninsured
 from llmrouter.errors import LeaseLostError
 from llmrouter.ports import Lease
 from llmrouter.stores import _layout as layout
@@ -13,7 +16,7 @@ from llmrouter.stores._engine_lock import EngineLock
 from llmrouter.stores._layout import from_us, to_us
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import timedelta
     from pathlib import Path
 
     from llmrouter.stores._rows import Rows
@@ -91,35 +94,62 @@ class Leases:
 
 
 def _report_row(fence: int, report: EngineReport) -> bytes:
-    holds = [
-        {
-            "lane_id": hold.lane_id,
-            "since": to_us(hold.since),
-            "until": to_us(hold.until),
-            "cause": hold.cause,
-            "reason": hold.reason,
-            "refusals": hold.refusals,
-        }
-        for hold in report.holds
-    ]
     return layout.dump(
-        {"fence": fence, "at": to_us(report.at), "holds": holds, "problems": dict(report.problems)}
+        {
+            "fence": fence,
+            "at": to_us(report.at),
+            "holds": [_plain(hold) for hold in report.holds],
+            "problems": dict(report.problems),
+            "live": None if report.live is None else _plain(report.live),
+        }
     )
 
 
+def _plain(record: object) -> object:
+    """A record, or a value of one, as plain JSON data; instants in microseconds."""
+    if isinstance(record, datetime):
+        return to_us(record)
+    if isinstance(record, tuple):
+        return [_plain(one) for one in record]
+    if is_dataclass(record):
+        return {part.name: _plain(getattr(record, part.name)) for part in fields(record)}
+    return record
+
+
 def _read_report(value: bytes) -> tuple[int, EngineReport]:
-    fields = json.loads(value)
-    holds = [
-        Hold(
-            **{
-                **hold,
-                "since": from_us(hold["since"]),
-                "until": from_us(hold["until"]),
-                "cause": HoldCause(hold["cause"]),
-            }
-        )
-        for hold in fields["holds"]
+    row = json.loads(value)
+    live = row.get("live")
+    report = EngineReport(
+        at=from_us(row["at"]),
+        holds=tuple(
+            Hold(
+                **{
+                    **hold,
+                    "since": from_us(hold["since"]),
+                    "until": from_us(hold["until"]),
+                    "cause": HoldCause(hold["cause"]),
+                }
+            )
+            for hold in row["holds"]
+        ),
+        problems=row["problems"],
+        live=None if live is None else _read_live(live),
+    )
+    return row["fence"], report
+
+
+def _read_live(live: dict[str, Any]) -> LiveReport:
+    uninsured = [
+        Uninsured(**{**one, "deadline_at": from_us(one["deadline_at"])}) for one in live["uninsured"]
     ]
-    return fields["fence"], EngineReport(
-        at=from_us(fields["at"]), holds=tuple(holds), problems=fields["problems"]
+    return LiveReport(
+        **{
+            **live,
+            "hold": None if live["hold"] is None else LiveHold(live["hold"]),
+            **{
+                name: None if live[name] is None else from_us(live[name])
+                for name in ("hold_until", "waits_until")
+            },
+            "uninsured": tuple(uninsured),
+        }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmrouter.domain.batches import OPEN_STATES
@@ -64,7 +65,7 @@ class Lookups:
             batch_id=self._rows.batch(number).batch.batch_id if state == CLAIMED else None,
             key=self._rows.segment_keys(segment)[slot - segment.start] if segment.keyed else None,
             lane_id=group.lane.lane_id,
-            given_up=state == CLAIMED and place == GIVEN_UP,
+            given_up=state == CLAIMED and bool(place & GIVEN_UP),
         )
 
     def find_keys(self, pattern: str) -> Iterator[str]:
@@ -122,9 +123,9 @@ class Lookups:
         """See `Store.find_batch`."""
         for prefix in ("i", "p"):
             number = self._rows.numbered(prefix, batch_id)
-            stored = None if number is None else self._rows.find_batch(number)
-            if stored is not None:
-                return stored.batch
+            batch = None if number is None else self._rows.find_batch_alone(number)
+            if batch is not None:
+                return batch
         return None
 
     def known_batches(self, provider_batch_ids: Collection[str]) -> set[str]:
@@ -133,8 +134,12 @@ class Lookups:
 
     def open_batches(self) -> list[Batch]:
         """See `Store.open_batches`."""
-        found = [self._rows.find_batch(number) for number in self._rows.open_numbers().values()]
-        return [stored.batch for stored in found if stored and stored.batch.state in OPEN_STATES]
+        found = [self._rows.find_batch_alone(number) for number in self._rows.open_numbers().values()]
+        return [batch for batch in found if batch and batch.state in OPEN_STATES]
+
+    def closed_batches(self, limit: int) -> list[Batch]:
+        """See `Store.closed_batches`. Reads hardly more rows than that."""
+        return list(islice(self._rows.ended_backwards(), limit))
 
     def unsettled(self, batch_id: str) -> Iterator[str]:
         """See `Store.unsettled`."""

@@ -63,16 +63,27 @@ def _make(rows: Rows) -> Meta:
 
 
 def _migrate(rows: Rows) -> Meta:
-    """From schema 1, which had no rows to find closed batches by their ids."""
+    """From schema 1, which lacks rows to find closed batches by their ids, or 2: some to list them.
+
+    The other rows of schema 2 can be read as they are: what they lack has its default. The number keeps an
+    older llmrouter away from batches whose state it does not know.
+    """
     with rows.cache.write(synced=True):
         meta = _stored(rows) or _make(rows)
-        if meta["schema"] == 1:
-            for key in rows.keys_with("b"):
-                batch = rows.batch(int(key[1:])).batch
-                rows.cache.set(f"i{batch.batch_id}", b"%d" % int(key[1:]))
-                if batch.provider_batch_id is not None:
-                    rows.cache.set(f"p{batch.provider_batch_id}", b"%d" % int(key[1:]))
+        if meta["schema"] < layout.SCHEMA:
+            _name_batches(rows, by_id=meta["schema"] == 1)
             meta["schema"] = layout.SCHEMA
             rows.cache.set(layout.META, layout.dump(meta))
             failpoints.reach("migrating")
     return meta
+
+
+def _name_batches(rows: Rows, *, by_id: bool) -> None:
+    for key in rows.keys_with("b"):
+        batch = rows.batch(int(key[1:])).batch
+        rows.note_ended(int(key[1:]), batch)
+        if not by_id:
+            continue
+        rows.cache.set(f"i{batch.batch_id}", b"%d" % int(key[1:]))
+        if batch.provider_batch_id is not None:
+            rows.cache.set(f"p{batch.provider_batch_id}", b"%d" % int(key[1:]))

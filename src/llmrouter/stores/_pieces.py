@@ -1,23 +1,26 @@
-"""Stored bodies as the index of the disk store has them: runs of neighbors in the order of deadlines."""
+"""Stored bodies as the index of the disk store has them: runs of neighbors."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmrouter.domain.requests import PAGE_SLOTS
 from llmrouter.stores._layout import (
+    ACCEPTED_OF_KEY,
     DEADLINE_OF_KEY,
     PAGE_OF_KEY,
     START_OF_KEY,
     Segment,
+    from_us,
     read_segment_key,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 segment_of = lru_cache(maxsize=4096)(read_segment_key)
 
@@ -57,34 +60,10 @@ def read_entry(entry: str) -> Piece:
     return Piece(key, page, start, start + int(count), int(size))
 
 
-def _order(entry: str) -> tuple[str, str]:
-    """By deadline, then by age."""
-    return entry[DEADLINE_OF_KEY], entry
-
-
-@dataclass(slots=True)
-class Pile:
-    """The waiting pieces of one lane and class, as entries."""
-
-    entries: list[str] = field(default_factory=list)
-    request_count: int = 0
-    body_bytes: int = 0
-    in_order: bool = True
-
-    def add(self, entry: str, count: int, body_bytes: int) -> None:
-        """Takes in an entry of so many requests."""
-        if self.in_order and self.entries and _order(entry) < _order(self.entries[-1]):
-            self.in_order = False
-        self.entries.append(entry)
-        self.request_count += count
-        self.body_bytes += body_bytes
-
-    def sort(self) -> list[str]:
-        """The entries, earliest deadline first."""
-        if not self.in_order:
-            self.entries.sort(key=_order)
-            self.in_order = True
-        return self.entries
+def due_of(entry: str) -> tuple[datetime, timedelta]:
+    """The deadline of an entry's requests, and their window."""
+    deadline_us = int(entry[DEADLINE_OF_KEY])
+    return from_us(deadline_us), timedelta(microseconds=deadline_us - int(entry[ACCEPTED_OF_KEY]))
 
 
 def whole(segment: Segment) -> Piece:

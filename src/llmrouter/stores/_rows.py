@@ -8,17 +8,29 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypedDict, TypeVar
 
+from llmrouter.domain.batches import BatchState
+from llmrouter.domain.ledger import read_tally, tally_fields
 from llmrouter.domain.requests import PAGE_SLOTS
 from llmrouter.errors import StoreError
 from llmrouter.stores import _faults as faults
 from llmrouter.stores import _layout as layout
-from llmrouter.stores._batch_rows import StoredAttempts, attempts_key, batch_key, batch_row, read_batch
+from llmrouter.stores._batch_rows import (
+    StoredAttempts,
+    attempts_key,
+    batch_key,
+    batch_row,
+    ended_key,
+    read_batch,
+    read_batch_alone,
+)
 from llmrouter.stores._chunks import Chunk, chunk_key, chunk_row
 from llmrouter.stores._table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from llmrouter.domain.batches import Batch
+    from llmrouter.domain.ledger import Tally
     from llmrouter.domain.requests import Group, Outcome
     from llmrouter.stores._batch_rows import Ranges, StoredBatch
     from llmrouter.stores._cache import LockedCache
@@ -28,6 +40,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _KEYS_AT_ONCE = 10_000
+_BATCHES_AT_ONCE = 100
 _CHUNKS_KEPT = 8
 """Of about 4 MB at most, as they are settled."""
 
@@ -121,6 +134,17 @@ class Rows:
         self._write_counters({**counters, "chunks": number + 1, "cancels": counters["cancels"] + cancels})
         return number
 
+    def tally(self) -> Tally:
+        """What came of all requests so far, by latency class."""
+        found: Tally | None = self._find(layout.TALLY, _read_tallies)
+        return found or {}
+
+    def write_tally(self, tally: Tally) -> None:
+        """Writes that."""
+        self.cache.set(
+            layout.TALLY, layout.dump({latency: tally_fields(one) for latency, one in tally.items()})
+        )
+
     def group(self, group_hash: str) -> Group:
         """A group by its hash."""
         return self._get(f"g{group_hash}", layout.read_group)
@@ -141,6 +165,11 @@ class Rows:
         except KeyError:
             raise StoreError(f"{batch_id} is no open batch") from None
 
+    def find_open(self, batch_id: str) -> tuple[int, StoredBatch] | None:
+        """The number of a batch, and the batch; None when it is not open."""
+        number = self.open_numbers().get(batch_id)
+        return None if number is None else (number, self.batch(number))
+
     def numbered(self, prefix: str, batch_id: str) -> int | None:
         """The number of a batch, open or not, by our id (prefix ``i``) or the API's (``p``)."""
         return self._find(prefix + batch_id, int)
@@ -152,6 +181,12 @@ class Rows:
     def find_batch(self, number: int) -> StoredBatch | None:
         """The same, or None when it was pruned."""
         return self._find(batch_key(number), self._batch_reader(number))
+
+    def find_batch_alone(self, number: int) -> Batch | None:
+        """The same without what was claimed into it: for looks that are taken often."""
+        return self._find(
+            batch_key(number), partial(read_batch_alone, read_attempts=partial(self._attempts, number))
+        )
 
     def _batch_reader(self, number: int) -> Callable[[bytes], StoredBatch]:
         return partial(read_batch, read_attempts=partial(self._attempts, number))
@@ -190,6 +225,12 @@ class Rows:
         numbers = self.open_numbers()
         del numbers[stored.batch.batch_id]
         self.cache.set(layout.OPEN, layout.dump(numbers))
+        self.note_ended(number, stored.batch)
+
+    def note_ended(self, number: int, batch: Batch) -> None:
+        """Lets `ended_backwards` find a batch: of those that go live there can be one each second."""
+        if batch.state is BatchState.ENDED and batch.provider_batch_id:
+            self.cache.set(ended_key(number), b"")
 
     def drop_batch(self, number: int) -> None:
         """Forgets a batch that is over."""
@@ -197,6 +238,7 @@ class Rows:
         self._drop_name(number, "i", batch.batch_id)
         self._drop_name(number, "p", batch.provider_batch_id)
         self.cache.delete(attempts_key(number))
+        self.cache.delete(ended_key(number))
         self.cache.delete(batch_key(number))
 
     def _drop_name(self, number: int, prefix: str, batch_id: str | None) -> None:
@@ -249,6 +291,16 @@ class Rows:
         """The bodies of a segment at some places."""
         return self._get(key, lambda value: layout.segment_bodies(value, places))
 
+    def ended_backwards(self) -> Iterator[Batch]:
+        """The batches of the API's that ended, the latest claim first."""
+        end = "d"
+        while keys := self.cache.keys_between("c", end, limit=_BATCHES_AT_ONCE, last_first=True):
+            for key in keys:
+                batch = self.find_batch_alone(int(key[1:]))
+                if batch is not None:
+                    yield batch
+            end = keys[-1]
+
     def keys_with(self, prefix: str) -> Iterator[str]:
         """The row keys that begin with a letter, in their order."""
         low, end = prefix, chr(ord(prefix) + 1)
@@ -278,6 +330,10 @@ class Rows:
 
     def _missing(self, key: str) -> NoReturn:
         raise faults.damaged(self.cache.folder, f"row {key:.60} is missing")
+
+
+def _read_tallies(value: bytes) -> Tally:
+    return {latency: read_tally(fields) for latency, fields in json.loads(value).items()}
 
 
 def _with_attempts(stored: StoredBatch, attempts: Mapping[str, int]) -> StoredBatch:

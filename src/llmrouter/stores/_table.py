@@ -18,7 +18,10 @@ QUEUED, CLAIMED, SETTLED, DELIVERED, PRUNED = range(5)
 """A slot that was never used is QUEUED too: it has no body. From SETTLED on there is no way back."""
 
 GIVEN_UP = 1
-"""In the place of a CLAIMED slot: its owner does not want it any more."""
+"""A bit in the place of a CLAIMED slot: its owner does not want it any more."""
+
+CALLED = 2
+"""Another: a live call for it has begun, and nobody knows of an answer."""
 
 ENDED = frozenset({SETTLED, DELIVERED})
 """States with an outcome."""
@@ -70,7 +73,7 @@ class Table:
             if state == CLAIMED:
                 _, _, place, owner = self.get(slot)
                 if owner == number:
-                    yield slot, place == GIVEN_UP
+                    yield slot, bool(place & GIVEN_UP)
 
     def deliver(self, slot: int) -> bool:
         """Marks a settled slot as delivered; False when there is nothing to mark."""

@@ -1,8 +1,8 @@
 """The embedded store: diskcache in one folder, several threads and processes at once.
 
 `_layout` says how it lies on disk, `_cache` how diskcache is held, `_lookups` what anybody may ask,
-`_engine` what the holder of the lease does, `_backlog` what it keeps in memory. A request costs one
-row when it comes alone, a thousandth of one when it comes in company.
+`_engine` and `_escalating` what the holder of the lease does, `_backlog` what it keeps in memory. A
+request costs one row when it comes alone, a thousandth of one when it comes in company.
 """
 
 from __future__ import annotations
@@ -11,27 +11,39 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from llmrouter.stores import _answering as answering
 from llmrouter.stores import _batch_rules as rules
 from llmrouter.stores import _canceling as canceling
 from llmrouter.stores import _layout as layout
+from llmrouter.stores import _traffic as traffic
 from llmrouter.stores._cache import LockedCache
 from llmrouter.stores._engine import Engine
 from llmrouter.stores._enqueuer import Enqueuer
+from llmrouter.stores._escalating import Escalations
 from llmrouter.stores._layout import from_us, to_us
 from llmrouter.stores._leases import Leases
+from llmrouter.stores._log import LogWriter
 from llmrouter.stores._lookups import Lookups
 from llmrouter.stores._meta import opened_meta
 from llmrouter.stores._rows import Rows
+from llmrouter.stores._runs import runs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import date, datetime, timedelta
+    from decimal import Decimal
     from pathlib import Path
 
     from llmrouter.domain.batches import Answer, Batch, Canceled, Settled
+    from llmrouter.domain.blocks import Reason
+    from llmrouter.domain.cache_use import CacheUse
+    from llmrouter.domain.ledger import Tally
+    from llmrouter.domain.live import LiveCall
     from llmrouter.domain.packing import BatchLimits
     from llmrouter.domain.reporting import EngineReport, EngineView
     from llmrouter.domain.requests import Accepted, Outcome, QueuedRequest, RequestView, Waiting
+    from llmrouter.domain.runs import RunProgress
+    from llmrouter.domain.traffic import TrafficRow
     from llmrouter.ports import BatchBody, Lease
 
 
@@ -58,6 +70,7 @@ class DiskStore:
         self._lookups = Lookups(self._rows)
         self._leases = Leases(self._rows, self._cache.folder)
         self._engine = Engine(self._rows, self._leases)
+        self._escalations = Escalations(self._rows, self._engine)
 
     def secret(self) -> bytes:
         """See `Store.secret`."""
@@ -78,6 +91,10 @@ class DiskStore:
     def find_keys(self, pattern: str) -> Iterator[str]:
         """See `Store.find_keys`."""
         return self._lookups.find_keys(pattern)
+
+    def runs(self) -> list[RunProgress]:
+        """See `Store.runs`."""
+        return runs(self._rows)
 
     def find_batch(self, batch_id: str) -> Batch | None:
         """See `Store.find_batch`."""
@@ -134,9 +151,40 @@ class DiskStore:
         """See `Store.waiting`."""
         return self._engine.waiting()
 
+    def sample(self, waiting: Waiting, prefix: str) -> bytes | None:
+        """See `Store.sample`."""
+        return self._engine.sample(waiting, prefix)
+
     def open_batches(self) -> list[Batch]:
         """See `Store.open_batches`."""
         return self._lookups.open_batches()
+
+    def closed_batches(self, limit: int) -> list[Batch]:
+        """See `Store.closed_batches`."""
+        return self._lookups.closed_batches(limit)
+
+    def tally(self) -> Tally:
+        """See `Store.tally`."""
+        return self._rows.tally()
+
+    def answer(self, answers: Sequence[Answer], now: datetime) -> Settled:
+        """See `Store.answer`."""
+        return answering.answer(self._rows, answers, now)
+
+    def count_warm_up(self, latency: str, use: CacheUse, paid_usd: Decimal | None, now: datetime) -> None:
+        """See `Store.count_warm_up`."""
+        with self._cache.write(synced=False):
+            log = LogWriter(self._rows)
+            log.add_warm_up(latency, use, now, paid_usd)
+            log.flush()
+
+    def add_traffic(self, rows: Sequence[TrafficRow]) -> None:
+        """See `Store.add_traffic`."""
+        traffic.add_traffic(self._rows, rows)
+
+    def traffic(self, since: date | None) -> list[TrafficRow]:
+        """See `Store.traffic`."""
+        return traffic.traffic(self._rows, since)
 
     def acquire_lease(self, holder: str, now: datetime, length: timedelta) -> Lease | None:
         """See `Store.acquire_lease`."""
@@ -165,6 +213,44 @@ class DiskStore:
     ) -> Batch | None:
         """See `Store.claim`."""
         return self._engine.claim(lease, waiting, limits, batch_id=batch_id, nonce=nonce, now=now)
+
+    def escalate_waiting(
+        self,
+        lease: Lease,
+        waiting: Waiting,
+        before: datetime,
+        *,
+        batch_id: str,
+        reason: Reason,
+        insured: bool,
+        now: datetime,
+    ) -> Batch | None:
+        """See `Store.escalate_waiting`."""
+        return self._escalations.escalate_waiting(
+            lease, waiting, before, batch_id=batch_id, reason=reason, insured=insured, now=now
+        )
+
+    def escalate_batch(
+        self, lease: Lease, batch_id: str, *, into: str, reason: Reason, insured: bool, now: datetime
+    ) -> Batch | None:
+        """See `Store.escalate_batch`."""
+        return self._escalations.escalate_batch(
+            lease, batch_id, into=into, reason=reason, insured=insured, now=now
+        )
+
+    def note_decision(
+        self, lease: Lease, batch_id: str, *, reason: Reason, insured: bool, recalled_at: datetime | None
+    ) -> None:
+        """See `Store.note_decision`."""
+        self._engine.note_decision(lease, batch_id, reason=reason, insured=insured, recalled_at=recalled_at)
+
+    def begin_calls(self, lease: Lease, batch_id: str, request_ids: Sequence[str]) -> list[LiveCall]:
+        """See `Store.begin_calls`."""
+        return self._escalations.begin_calls(lease, batch_id, request_ids)
+
+    def end_calls(self, lease: Lease, batch_id: str, request_ids: Collection[str]) -> None:
+        """See `Store.end_calls`."""
+        self._escalations.end_calls(lease, batch_id, request_ids)
 
     def body(self, batch: Batch) -> BatchBody:
         """See `Store.body`."""

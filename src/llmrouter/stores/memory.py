@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import secrets
 import threading
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, assert_never
 
-from llmrouter.domain.batches import OPEN_STATES, Batch, BatchState, Canceled, Settled
-from llmrouter.domain.requests import OutcomeKind, RequestState
-from llmrouter.errors import StoreError
-from llmrouter.stores import _batch_rules as rules
+from llmrouter.domain.batches import Batch, BatchState, Canceled
+from llmrouter.domain.requests import RequestState
+from llmrouter.domain.traffic import add_rows
+from llmrouter.stores._memory_batches import Batches
 from llmrouter.stores._memory_book import Book, Held
 from llmrouter.stores._memory_lease import LeaseDesk
 from llmrouter.stores.framing import FramedBody
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import date, datetime, timedelta
+    from decimal import Decimal
 
-    from llmrouter.domain.batches import Answer
+    from llmrouter.domain.batches import Answer, Settled
+    from llmrouter.domain.blocks import Reason
+    from llmrouter.domain.cache_use import CacheUse
+    from llmrouter.domain.ledger import Tally
+    from llmrouter.domain.live import LiveCall
     from llmrouter.domain.packing import BatchLimits
     from llmrouter.domain.reporting import EngineReport, EngineView
     from llmrouter.domain.requests import Accepted, Outcome, QueuedRequest, RequestView, Waiting
+    from llmrouter.domain.runs import RunProgress
+    from llmrouter.domain.traffic import TrafficRow
     from llmrouter.ports import BatchBody, Lease
 
 __all__ = ["MemoryStore"]
-
-
-@dataclass(slots=True, kw_only=True)
-class _HeldBatch:
-    """A batch and the requests that it was claimed with."""
-
-    batch: Batch
-    members: dict[str, None]
-    """In the order of their deadlines."""
-    inside: dict[str, None]
-    """Those that have not left it."""
-    given_up_at: datetime | None = None
-    """When one of them was last given up."""
 
 
 class MemoryStore:
@@ -48,10 +41,11 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._secret = secrets.token_bytes(32)
         self._book = Book()
-        self._batches: dict[str, _HeldBatch] = {}
+        self._batches = Batches(self._book)
         self._desk = LeaseDesk()
         self._paused: dict[str, datetime] = {}
         self._flush_requested = False
+        self._traffic: list[TrafficRow] = []
 
     def secret(self) -> bytes:
         """See `Store.secret`."""
@@ -78,13 +72,15 @@ class MemoryStore:
         with self._lock:
             return iter(self._book.unsettled_with_key(pattern))
 
+    def runs(self) -> list[RunProgress]:
+        """See `Store.runs`."""
+        with self._lock:
+            return self._book.runs()
+
     def find_batch(self, batch_id: str) -> Batch | None:
         """See `Store.find_batch`."""
         with self._lock:
-            for held in self._batches.values():
-                if batch_id in (held.batch.batch_id, held.batch.provider_batch_id):
-                    return held.batch
-            return None
+            return self._batches.named(batch_id)
 
     def outcomes(self, request_ids: Collection[str]) -> Iterator[Outcome]:
         """See `Store.outcomes`. Those at the time of the call."""
@@ -109,7 +105,7 @@ class MemoryStore:
             done = [self._cancel(held, now, in_batches=in_batches) for held in found]
             touched = {held.batch_id for held in found if in_batches and held.batch_id}
             for batch_id in touched:
-                self._note_given_up(self._batches[batch_id], now)
+                self._batches.note_given_up(batch_id, now)
         return Canceled(
             canceled=done.count("canceled"), asked=done.count("asked"), settled=done.count("settled")
         )
@@ -152,10 +148,45 @@ class MemoryStore:
         with self._lock:
             return self._book.waiting()
 
+    def sample(self, waiting: Waiting, prefix: str) -> bytes | None:
+        """See `Store.sample`."""
+        with self._lock:
+            return self._book.sample(waiting, prefix)
+
     def open_batches(self) -> list[Batch]:
         """See `Store.open_batches`."""
         with self._lock:
-            return [held.batch for held in self._batches.values() if held.batch.state in OPEN_STATES]
+            return self._batches.in_open_states()
+
+    def closed_batches(self, limit: int) -> list[Batch]:
+        """See `Store.closed_batches`."""
+        with self._lock:
+            return self._batches.closed(limit)
+
+    def tally(self) -> Tally:
+        """See `Store.tally`."""
+        with self._lock:
+            return dict(self._book.tally)
+
+    def answer(self, answers: Sequence[Answer], now: datetime) -> Settled:
+        """See `Store.answer`."""
+        with self._lock:
+            return self._batches.answer(answers, now)
+
+    def count_warm_up(self, latency: str, use: CacheUse, paid_usd: Decimal | None, now: datetime) -> None:
+        """See `Store.count_warm_up`."""
+        with self._lock:
+            self._book.count_warm_up(latency, use, paid_usd, now)
+
+    def add_traffic(self, rows: Sequence[TrafficRow]) -> None:
+        """See `Store.add_traffic`."""
+        with self._lock:
+            self._traffic = add_rows(self._traffic, rows)
+
+    def traffic(self, since: date | None) -> list[TrafficRow]:
+        """See `Store.traffic`."""
+        with self._lock:
+            return [row for row in self._traffic if since is None or row.day >= since]
 
     def acquire_lease(self, holder: str, now: datetime, length: timedelta) -> Lease | None:
         """See `Store.acquire_lease`."""
@@ -190,28 +221,85 @@ class MemoryStore:
         """See `Store.claim`. Among equal deadlines the smaller request id goes first."""
         with self._lock:
             self._desk.check(lease)
-            taken = self._book.first_due(waiting.lane, waiting.latency, limits)
-            if not taken:
-                return None
             batch = Batch(
                 batch_id=batch_id,
                 lane=waiting.lane,
                 latency=waiting.latency,
+                model=waiting.model,
                 nonce=nonce,
                 state=BatchState.CLAIMED,
-                request_count=len(taken),
-                body_bytes=sum(held.size for held in taken),
+                request_count=0,
+                body_bytes=0,
                 claimed_at=now,
                 fence=lease.fence,
-                attempts={held.request.request_id: held.attempts for held in taken if held.attempts},
             )
-            self._fill(batch, taken)
-            return batch
+            return self._batches.claim(batch, self._book.first_due(waiting, limits))
+
+    def escalate_waiting(
+        self,
+        lease: Lease,
+        waiting: Waiting,
+        before: datetime,
+        *,
+        batch_id: str,
+        reason: Reason,
+        insured: bool,
+        now: datetime,
+    ) -> Batch | None:
+        """See `Store.escalate_waiting`."""
+        with self._lock:
+            self._desk.check(lease)
+            batch = Batch(
+                batch_id=batch_id,
+                lane=waiting.lane,
+                latency=waiting.latency,
+                model=waiting.model,
+                nonce="",
+                state=BatchState.ESCALATING,
+                request_count=0,
+                body_bytes=0,
+                claimed_at=now,
+                fence=lease.fence,
+                reason=reason,
+                insured=insured,
+                escalated_at=now,
+            )
+            return self._batches.claim(batch, self._book.due_before(waiting, before))
+
+    def escalate_batch(
+        self, lease: Lease, batch_id: str, *, into: str, reason: Reason, insured: bool, now: datetime
+    ) -> Batch | None:
+        """See `Store.escalate_batch`."""
+        with self._lock:
+            self._desk.check(lease)
+            return self._batches.escalate(
+                batch_id, into=into, fence=lease.fence, reason=reason, insured=insured, now=now
+            )
+
+    def note_decision(
+        self, lease: Lease, batch_id: str, *, reason: Reason, insured: bool, recalled_at: datetime | None
+    ) -> None:
+        """See `Store.note_decision`."""
+        with self._lock:
+            self._desk.check(lease)
+            self._batches.note_decision(batch_id, reason=reason, insured=insured, recalled_at=recalled_at)
+
+    def begin_calls(self, lease: Lease, batch_id: str, request_ids: Sequence[str]) -> list[LiveCall]:
+        """See `Store.begin_calls`."""
+        with self._lock:
+            self._desk.check(lease)
+            return self._batches.begin_calls(batch_id, request_ids)
+
+    def end_calls(self, lease: Lease, batch_id: str, request_ids: Collection[str]) -> None:
+        """See `Store.end_calls`."""
+        with self._lock:
+            self._desk.check(lease)
+            self._batches.end_calls(batch_id, request_ids)
 
     def body(self, batch: Batch) -> BatchBody:
         """See `Store.body`."""
         with self._lock:
-            members = self._opened(batch.batch_id).members
+            members = self._batches.opened(batch.batch_id).members
             bodies = [(request_id, self._book.bodies[request_id]) for request_id in members]
         return FramedBody(
             nonce=batch.nonce,
@@ -221,84 +309,44 @@ class MemoryStore:
         )
 
     def update_batch(self, lease: Lease, batch: Batch) -> None:
-        """See `Store.update_batch`.
-
-        Raises:
-            StoreError: The batch is not open, or would not be.
-        """
+        """See `Store.update_batch`."""
         with self._lock:
             self._desk.check(lease)
-            held_batch = self._opened(batch.batch_id)
-            held_batch.batch = rules.updated(held_batch.batch, batch)
+            self._batches.update(batch)
 
     def record_created(self, batch: Batch) -> bool:
         """See `Store.record_created`."""
         with self._lock:
-            held_batch = self._batches.get(batch.batch_id)
-            created = None if held_batch is None else rules.created(held_batch.batch, batch)
-            if held_batch is None or created is None:
-                return False
-            held_batch.batch = created
-            return True
+            return self._batches.created(batch)
 
     def known_batches(self, provider_batch_ids: Collection[str]) -> set[str]:
         """See `Store.known_batches`."""
         with self._lock:
-            known = {held.batch.provider_batch_id for held in self._batches.values()}
-            return {one for one in provider_batch_ids if one in known}
+            return self._batches.known(provider_batch_ids)
 
     def release(self, lease: Lease, batch_id: str) -> int:
         """See `Store.release`."""
         with self._lock:
             self._desk.check(lease)
-            held_batch = self._batches.get(batch_id)
-            if held_batch is None or held_batch.batch.state not in (BatchState.CLAIMED, BatchState.IN_DOUBT):
-                return 0
-            held_batch.batch = replace(held_batch.batch, state=BatchState.RELEASED)
-            left, held_batch.inside = held_batch.inside, {}
-            for held in (self._book.held[request_id] for request_id in sorted(left)):
-                if held.given_up and held_batch.given_up_at is not None:
-                    self._book.cancel(held, held_batch.given_up_at)
-                else:
-                    self._book.queue(held)
-            return len(left)
+            return self._batches.release(batch_id)
 
     def settle(self, lease: Lease, batch_id: str, answers: Sequence[Answer], now: datetime) -> Settled:
-        """See `Store.settle`.
-
-        Raises:
-            StoreError: The batch is not open.
-        """
+        """See `Store.settle`."""
         with self._lock:
             self._desk.check(lease)
-            held_batch = self._opened(batch_id)
-            outcomes = retried = repeated = unknown = 0
-            for answer in answers:
-                if answer.request_id not in held_batch.members:
-                    unknown += 1
-                elif answer.request_id not in held_batch.inside:
-                    repeated += 1
-                else:
-                    del held_batch.inside[answer.request_id]
-                    settled = self._apply(answer, now)
-                    outcomes += settled
-                    retried += not settled
-            return Settled(outcomes=outcomes, retried=retried, repeated=repeated, unknown=unknown)
+            return self._batches.settle(batch_id, answers, now)
 
     def unsettled(self, batch_id: str) -> Iterator[str]:
         """See `Store.unsettled`. Those at the time of the call; none when the batch is closed."""
         with self._lock:
-            held_batch = self._batches.get(batch_id)
+            held_batch = self._batches.find(batch_id)
             return iter(() if held_batch is None else tuple(held_batch.inside))
 
     def finish(self, lease: Lease, batch: Batch) -> None:
         """See `Store.finish`."""
         with self._lock:
             self._desk.check(lease)
-            held_batch = self._opened(batch.batch_id)
-            if held_batch.inside:
-                raise StoreError(f"{batch.batch_id}: {len(held_batch.inside)} requests are still in it")
-            held_batch.batch = rules.finished(held_batch.batch, batch)
+            self._batches.finish(batch)
 
     def sweep(self, lease: Lease, limit: int) -> int:
         """See `Store.sweep`."""
@@ -311,13 +359,7 @@ class MemoryStore:
         with self._lock:
             self._desk.check(lease)
             gone = self._book.prune(before, limit, undelivered=undelivered)
-            self._batches = {
-                batch_id: held
-                for batch_id, held in self._batches.items()
-                if held.batch.state in OPEN_STATES
-                or not rules.is_over_before(held.batch, before)
-                or any(request_id in self._book.held for request_id in held.members)
-            }
+            self._batches.prune(before)
             return gone
 
     def close(self) -> None:
@@ -338,32 +380,3 @@ class MemoryStore:
                 return "settled"
             case never:
                 assert_never(never)
-
-    def _note_given_up(self, held_batch: _HeldBatch, now: datetime) -> None:
-        held_batch.given_up_at = now
-        if all(self._book.held[request_id].given_up for request_id in held_batch.inside):
-            held_batch.batch = replace(held_batch.batch, cancel_wanted=True)
-
-    def _fill(self, batch: Batch, taken: Sequence[Held]) -> None:
-        for held in taken:
-            self._book.unqueue(held)
-            held.batch_id = batch.batch_id
-        members = dict.fromkeys(held.request.request_id for held in taken)
-        self._batches[batch.batch_id] = _HeldBatch(batch=batch, members=members, inside=members.copy())
-
-    def _apply(self, answer: Answer, now: datetime) -> bool:
-        """Whether the request got its outcome by the answer."""
-        held = self._book.held[answer.request_id]
-        if answer.retry and not held.given_up:
-            held.attempts += 1
-            self._book.queue(held)
-            return False
-        kind, raw = (OutcomeKind.CANCELED, b"") if answer.retry else (answer.kind, answer.raw)
-        self._book.end(held, kind, raw, now, batches=held.attempts + 1)
-        return True
-
-    def _opened(self, batch_id: str) -> _HeldBatch:
-        held_batch = self._batches.get(batch_id)
-        if held_batch is None or held_batch.batch.state not in OPEN_STATES:
-            raise StoreError(f"{batch_id}: there is no such open batch")
-        return held_batch
