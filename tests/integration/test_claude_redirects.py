@@ -12,6 +12,7 @@ import anthropic
 import pytest
 
 from llmrouter.claude.batches import SdkBatchApi
+from llmrouter.claude.calls import Calls
 from llmrouter.claude.lanes import Lanes
 from llmrouter.errors import CreateRefusedError
 
@@ -160,7 +161,7 @@ def test_a_refused_token_is_renewed_without_following_a_redirect() -> None:
         own = open_things.enter_context(Host(302, other.url).serving())
         client = open_things.enter_context(anthropic.Anthropic(base_url=own.url, credentials=provider))
         lanes = Lanes(client, b"s")
-        SdkBatchApi(client, lanes)._renew_token(lanes.lane_for({}))
+        Calls(client).renew_token(lanes.lane_for({}))
 
         assert own.paths == ["/v1/messages/batches?limit=1"]
         assert other.paths == []

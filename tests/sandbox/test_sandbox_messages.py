@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from sandbox_requests import MODEL, params
 
-from llmrouter.sandbox import Reply, Sandbox, params_hash
+from llmrouter.sandbox import Limits, Reply, Sandbox, params_hash
 
 if TYPE_CHECKING:
     from anthropic.types import Message
@@ -47,6 +47,35 @@ def test_max_tokens_zero_is_a_live_call_without_output(client):
     message = client.messages.create(**{**params(), "max_tokens": 0})
     assert message.content == []
     assert message.usage.output_tokens == 0
+
+
+def test_what_is_marked_for_the_cache_is_written(client):
+    """Each time, for as long as it says; what is too short is not, and is no error."""
+    mark = {"type": "ephemeral"}
+    hour = {**mark, "ttl": "1h"}
+
+    def block(size, **changes):
+        return {"type": "text", "text": "y" * size, **changes}
+
+    def written(**changes):
+        usage = client.messages.create(**params("x" * 400, **changes)).usage
+        created = usage.cache_creation
+        assert (
+            created.ephemeral_5m_input_tokens + created.ephemeral_1h_input_tokens
+            == usage.cache_creation_input_tokens
+        )
+        assert usage.cache_read_input_tokens == 0
+        return created.ephemeral_5m_input_tokens, created.ephemeral_1h_input_tokens, usage.input_tokens
+
+    for _ in range(2):
+        assert written(system=[block(8_000, cache_control=mark), block(400)]) == (2_000, 0, 200)
+    assert written(system=[block(8_000, cache_control=hour), block(400, cache_control=mark)]) == (
+        100,
+        2_000,
+        100,
+    )
+    assert written(system=[block(8_000)], cache_control=hour) == (0, 2_100, 0)
+    assert written(system=[block(4_000, cache_control=mark)]) == (0, 0, 1_100)
 
 
 def test_a_stream_is_the_same_answer_in_pieces(start):
@@ -102,6 +131,20 @@ def test_the_answer_can_be_given_by_a_function(start):
     _, client = start(reply=reply)
     assert client.messages.create(**params("hi")).content[0].text == "echo hi \u2028"
     assert client.messages.create(**params("bad")).stop_reason == "refusal"
+
+
+def test_a_function_can_answer_with_tool_use(start):
+    """In a whole answer and in a stream, charged for its JSON."""
+    wanted = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Zürich" * 10}}
+    _, client = start(reply=lambda _: Reply(text="", stop_reason="tool_use", blocks=[wanted]))
+
+    whole = client.messages.create(**params())
+    with client.messages.stream(**params()) as stream:
+        streamed = stream.get_final_message()
+    for message in (whole, streamed):
+        assert message.stop_reason == "tool_use"
+        assert message.content[0].input == wanted["input"]
+        assert message.usage.output_tokens > 10
 
 
 def test_count_tokens_counts_what_a_message_would_be_charged(client):
@@ -201,3 +244,65 @@ def test_the_rate_limit_counts_on_the_sandbox_s_clock(start):
     client.messages.batches.list()
     sandbox.clock.advance(timedelta(seconds=30))
     client.messages.create(**params())
+
+
+def test_what_only_a_batch_carries_is_refused(client):
+    """Of the beta for long answers no live call knows; without being told of it one is refused too."""
+    long = {**params(), "max_tokens": 128_001}
+    for headers in ({}, {"anthropic-beta": "output-300k-2026-03-24"}):
+        with pytest.raises(anthropic.BadRequestError, match="max_tokens: 128001 > 128000"):
+            client.messages.create(**long, stream=True, extra_headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("limits", "name"),
+    [
+        ({"input_tokens_per_minute": 60}, "input-tokens"),
+        ({"output_tokens_per_minute": 60}, "output-tokens"),
+    ],
+)
+def test_tokens_are_limited_too(start, limits, name):
+    """A call is let in while there is one left; what it took beyond is waited for."""
+    sandbox, client = start(limits=Limits(**limits), reply=lambda _: "x" * 400)
+    tokens = {**params("y" * 400), "max_tokens": 100}
+    headers = client.messages.with_raw_response.create(**tokens).headers
+    assert headers[f"anthropic-ratelimit-{name}-limit"] == "60"
+    assert headers[f"anthropic-ratelimit-{name}-remaining"] == "0"
+    with pytest.raises(anthropic.RateLimitError, match=name.replace("-", " ")) as refused:
+        client.messages.create(**tokens)
+    assert refused.value.response.headers["retry-after"] == "41"
+    sandbox.clock.advance(timedelta(seconds=40))
+    with pytest.raises(anthropic.RateLimitError):
+        client.messages.create(**tokens)
+    sandbox.clock.advance(timedelta(seconds=1))
+    client.messages.create(**tokens)
+    assert len(sandbox.books.charges) == 2
+    client.messages.batches.create(requests=[{"custom_id": "a", "params": tokens}])
+
+
+def test_the_headers_tell_what_a_call_took(client):
+    """Of requests and of tokens, by the sandbox's clock."""
+    first, second = (client.messages.with_raw_response.create(**params("x" * 400)) for _ in range(2))
+    left = {
+        name: [int(raw.headers[f"anthropic-ratelimit-{name}-remaining"]) for raw in (first, second)]
+        for name in ("requests", "input-tokens", "output-tokens", "tokens")
+    }
+    usage = second.parse().usage
+    assert {name: before - after for name, (before, after) in left.items()} == {
+        "requests": 1,
+        "input-tokens": usage.input_tokens,
+        "output-tokens": usage.output_tokens,
+        "tokens": usage.input_tokens + usage.output_tokens,
+    }
+
+
+def test_a_refused_call_takes_no_tokens(start):
+    """Of the one kind, when the other is used up."""
+    limits = Limits(input_tokens_per_minute=1000, output_tokens_per_minute=60)
+    _, client = start(limits=limits, reply=lambda _: "x" * 400)
+    tokens = {**params("y" * 400), "max_tokens": 100}
+    client.messages.create(**tokens)
+    for _ in range(3):
+        with pytest.raises(anthropic.RateLimitError, match="output tokens") as refused:
+            client.messages.create(**tokens)
+        assert refused.value.response.headers["anthropic-ratelimit-input-tokens-remaining"] == "900"

@@ -67,7 +67,7 @@ class SdkBatchApi:
             return self._post(lane, upload, body.content_length)
         except Exception as error:
             if isinstance(error, anthropic.AuthenticationError):
-                self._renew_token(lane)
+                self._calls.renew_token(lane)
             retried = bool(self._calls.client.middleware)
             raise classify_create_error(error, whole=upload.whole, retried=retried) from error
 
@@ -175,12 +175,6 @@ class SdkBatchApi:
         if batch is None:
             raise ValueError("the API's answer is no batch")
         return batch
-
-    def _renew_token(self, lane: Lane) -> None:
-        """Has the SDK drop a token that was refused: it does so only in a call that may be retried."""
-        if self._calls.client.credentials is not None:
-            with contextlib.suppress(anthropic.AnthropicError):
-                next(self._calls.pages(lane, limit=1, max_retries=1))
 
     def _retrieve(self, lane: Lane, provider_batch_id: str) -> ProviderBatch | None:
         try:

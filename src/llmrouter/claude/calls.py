@@ -11,10 +11,9 @@ import httpx2
 from anthropic.pagination import SyncPage
 from anthropic.types.messages import MessageBatch
 
-from llmrouter.claude.creating import redirect_text
 from llmrouter.claude.instants import http_date
 from llmrouter.claude.lanes import headers_of
-from llmrouter.claude.refusing import REDIRECTS
+from llmrouter.claude.refusing import REDIRECTS, redirect_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from llmrouter.claude.creating import Upload
     from llmrouter.domain.requests import Lane
 
+MESSAGES_PATH = "/v1/messages"
 PAGE_LIMIT = 1000
 _RAW = "X-Stainless-Raw-Response"
 """How the SDK's own `with_raw_response` and `with_streaming_response` ask for an answer with its headers."""
@@ -55,6 +55,27 @@ class Calls:
             # A create may take as long as the client's own timeout allows: to give up leaves it in doubt.
             options={**_options(lane, headers), "timeout": self.client.timeout},
         )
+
+    def open_message(self, lane: Lane, upload: Upload) -> anthropic.APIResponse[object]:
+        """Posts a request that goes live, once, with a lane's headers; its answer unread, to be closed."""
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(upload.content_length),
+            _RAW: "stream",
+        }
+        timeout = self.client.timeout
+        # An answer may take as long as the client's own timeout allows: one given up is paid all the same.
+        read_seconds = timeout.read if isinstance(timeout, httpx2.Timeout) else timeout
+        options = _options(lane, headers, read_seconds=read_seconds)
+        options["max_retries"] = 0
+        answer = self.client.post(MESSAGES_PATH, content=upload, cast_to=object, options=options)
+        return cast("anthropic.APIResponse[object]", answer)
+
+    def renew_token(self, lane: Lane) -> None:
+        """Has the SDK drop a token that was refused: it does so only in a call that may be retried."""
+        if self.client.credentials is not None:
+            with contextlib.suppress(anthropic.AnthropicError):
+                next(self.pages(lane, limit=1, max_retries=1))
 
     def retrieve(self, lane: Lane, provider_batch_id: str) -> MessageBatch:
         """Describes a batch."""
@@ -91,10 +112,10 @@ class Calls:
             raise ValueError("the API's list ends before its end")
 
     def cancel(self, lane: Lane, provider_batch_id: str) -> None:
-        """Asks to cancel a batch."""
-        self.client.post(
-            f"{_path(lane, provider_batch_id)}/cancel", cast_to=MessageBatch, options=_options(lane)
-        )
+        """Asks to cancel a batch, once: whoever asks has others to cancel, and tries again."""
+        options = _options(lane)
+        options["max_retries"] = 0
+        self.client.post(f"{_path(lane, provider_batch_id)}/cancel", cast_to=MessageBatch, options=options)
 
     def delete(self, lane: Lane, provider_batch_id: str) -> None:
         """Deletes a batch."""

@@ -8,14 +8,18 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmrouter.claude.headers import CallHeaders, fold_headers
+from llmrouter.claude.rate_limits import read_limits, work_of
+from llmrouter.domain.live import Seen
 from llmrouter.errors import RouterClosedError
 
 if TYPE_CHECKING:
     import anthropic
-    from anthropic import APIRequest, CallNext
+    import httpx2
+    from anthropic import APIRequest, APIResponse, CallNext
     from anthropic.types import Message
 
 _log = logging.getLogger(__name__)
@@ -24,6 +28,7 @@ Done: TypeAlias = "Callable[[Message | None, BaseException | None], None]"
 """Called once with the message, or with what was raised; on the thread of the call."""
 
 _Job: TypeAlias = Callable[[], None]
+_Tell: TypeAlias = "Callable[[str, httpx2.Headers, object], None]"
 
 
 class LiveCalls:
@@ -33,8 +38,20 @@ class LiveCalls:
     not wait for calls that can take ten minutes. `close` does.
     """
 
-    def __init__(self, client: anthropic.Anthropic, threads: int) -> None:
+    def __init__(
+        self, client: anthropic.Anthropic, threads: int, on_call: Callable[[Seen], None] | None = None
+    ) -> None:
+        """Starts nothing.
+
+        Args:
+            client: What calls are made with.
+            threads: How many at once.
+            on_call: Told of each answer, on the thread of the call; of those to the SDK's own retries
+                too. What it raises is logged once, and changes nothing for the call.
+        """
         self._client = client
+        self._on_call = on_call
+        self._observer_failed = False
         self._limit = threads
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -98,40 +115,87 @@ class LiveCalls:
         message: Message | None = None
         error: BaseException | None = None
         try:
-            message = call_live(self._client, request, headers)
+            message = call_live(self._client, request, headers, self._tell if self._on_call else None)
         except BaseException as raised:  # noqa: BLE001 - whatever it is, it is the caller's
             error = raised
         try:
             done(message, error)
         except BaseException as failure:  # noqa: BLE001 - the thread has other calls to make
-            # Where, but not its text: that may quote the answer.
-            where = "".join(traceback.format_tb(failure.__traceback__))
-            _log.error("What was to be told of a live call failed (%s).\n%s", type(failure).__name__, where)
+            _log_failure("What was to be told of a live call failed", failure)
+
+    def _tell(self, model: str, headers: httpx2.Headers, usage: object) -> None:
+        try:
+            if self._on_call is not None:
+                limits, now = read_limits(headers), datetime.now(UTC)
+                self._on_call(Seen(model=model, limits=limits, work=work_of(usage), ended_at=now))
+        except Exception as failure:  # noqa: BLE001 - the call's answer is not to be lost over it
+            if not self._observer_failed:
+                self._observer_failed = True
+                _log_failure("What watches live calls failed; it is not logged again", failure)
 
 
-def call_live(client: anthropic.Anthropic, request: Mapping[str, Any], headers: CallHeaders) -> Message:
+def _log_failure(what: str, failure: BaseException) -> None:
+    # Where, but not its text: that may quote the answer.
+    where = "".join(traceback.format_tb(failure.__traceback__))
+    _log.error("%s (%s).\n%s", what, type(failure).__name__, where)
+
+
+def call_live(
+    client: anthropic.Anthropic, request: Mapping[str, Any], headers: CallHeaders, tell: _Tell | None = None
+) -> Message:
     """Calls `messages.create` and returns its message.
 
     A request so long that the SDK does not send it without streaming is streamed to its end.
 
+    Args:
+        client: What the call is made with.
+        request: The keyword arguments of `messages.create`.
+        headers: Further headers of this call; they win over those of the request.
+        tell: Given the model, the headers and the usage of each answer; must not raise.
+
     Raises:
         anthropic.APIError: As `messages.create`.
     """
-    sent = threading.Event()
-
-    def note_sending(request: APIRequest, call_next: CallNext) -> Any:
-        sent.set()
-        return call_next(request)
-
+    watch = _Watch(str(request.get("model", "")), tell)
+    watched = client.with_middleware(watch)
     arguments = {**request, "extra_headers": fold_headers(request.get("extra_headers"), headers)}
+    message: Message | None = None
     try:
-        message: Message = client.with_middleware(note_sending).messages.create(**arguments)
+        message = watched.messages.create(**arguments)
     except ValueError:
         # The SDK refuses before it sends. One that comes later is about the answer, which is paid for.
-        if sent.is_set():
+        if watch.sent:
             raise
-        return _stream(client, arguments)
+        message = _stream(watched, arguments)
+    finally:
+        watch.end(message)
     return message
+
+
+class _Watch:
+    """Middleware, the innermost, that looks at the answers to one call: the SDK's retries make several."""
+
+    def __init__(self, model: str, tell: _Tell | None) -> None:
+        self._model = model
+        self._tell = tell
+        self._headers: httpx2.Headers | None = None
+        self.sent = False
+        """Whether the SDK has let the call pass."""
+
+    def __call__(self, request: APIRequest, call_next: CallNext) -> APIResponse[Any]:
+        self.sent = True
+        answer = call_next(request)
+        if self._tell is not None:
+            if answer.http_response.is_success:
+                self._headers = answer.headers
+            else:
+                self._tell(self._model, answer.headers, None)
+        return answer
+
+    def end(self, message: Message | None) -> None:
+        """The call ended, with this message or with an error."""
+        if self._tell is not None and self._headers is not None:
+            self._tell(self._model, self._headers, getattr(message, "usage", None))
 
 
 def _stream(client: anthropic.Anthropic, arguments: Mapping[str, Any]) -> Message:

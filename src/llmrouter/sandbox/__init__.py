@@ -20,6 +20,7 @@ from llmrouter.sandbox.errors import PortInUseError
 from llmrouter.sandbox.faults import ArmedFault, Call, Fault, Faults
 from llmrouter.sandbox.foreground import run
 from llmrouter.sandbox.limits import Limits
+from llmrouter.sandbox.outages import Outage
 from llmrouter.sandbox.params import canonical_json, params_hash
 from llmrouter.sandbox.replies import Reply
 from llmrouter.sandbox.server import SandboxServer
@@ -38,6 +39,7 @@ __all__ = [
     "Item",
     "Limits",
     "ManualClock",
+    "Outage",
     "PortInUseError",
     "Reply",
     "Sandbox",

@@ -8,9 +8,11 @@
 | `GET /_sandbox/faults` | every fault since the last clear, with its `strikes` |
 | `POST /_sandbox/faults` | adds the fault in the body, as `Fault.from_json` |
 | `DELETE /_sandbox/faults` | clears them |
+| `GET /_sandbox/outages` | every outage since the last reset, as `Outage.to_json` |
+| `POST /_sandbox/outages` | `{"seconds": 21600, "after_seconds": 0, "cancels": true}` adds one |
 | `GET /_sandbox/clock` | `{"now": ...}` |
 | `POST /_sandbox/advance` | `{"seconds": 600}` moves the clock forward |
-| `POST /_sandbox/reset` | forgets batches, books and faults |
+| `POST /_sandbox/reset` | forgets batches, books, faults and outages |
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 
 from llmrouter.sandbox.app import json_response
-from llmrouter.sandbox.batches import format_instant
+from llmrouter.sandbox.clocks import format_instant
 from llmrouter.sandbox.errors import ApiError
 from llmrouter.sandbox.faults import ArmedFault, Fault
 from llmrouter.sandbox.items import parse_object
@@ -51,6 +53,8 @@ def build_admin_routes(sandbox: Sandbox) -> list[Route]:
         ("GET", "faults", lambda _: [_show(armed) for armed in sandbox.faults.armed]),
         ("POST", "faults", admin.add_fault),
         ("DELETE", "faults", admin.clear_faults),
+        ("GET", "outages", lambda _: [outage.to_json() for outage in sandbox.outages]),
+        ("POST", "outages", admin.add_outage),
         ("GET", "clock", lambda _: admin.show_clock()),
         ("POST", "advance", admin.advance),
         ("POST", "reset", admin.reset),
@@ -77,15 +81,23 @@ class _Admin:
         self._sandbox.faults.clear()
         return {}
 
+    def add_outage(self, body: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(body.keys() - {"seconds", "after_seconds", "cancels"})
+        if unknown:
+            raise ApiError("invalid_request_error", f"{unknown[0]}: Extra inputs are not permitted")
+        span, after = _read_span(body, "seconds"), _read_span({"after_seconds": 0, **body}, "after_seconds")
+        cancels = body.get("cancels", True)
+        if not isinstance(cancels, bool):
+            raise ApiError("invalid_request_error", "cancels: Input should be a valid boolean")
+        return self._sandbox.add_outage(span, after=after, cancels=cancels).to_json()
+
     def show_clock(self) -> dict[str, Any]:
         return {"now": format_instant(self._sandbox.clock.now())}
 
     def advance(self, body: dict[str, Any]) -> dict[str, Any]:
-        seconds = body.get("seconds")
-        if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or seconds < 0:
-            raise ApiError("invalid_request_error", "seconds: Input should be a number, not negative")
+        span = _read_span(body, "seconds")
         try:
-            self._sandbox.clock.advance(timedelta(seconds=seconds))
+            self._sandbox.clock.advance(span)
         except OverflowError as error:
             raise ApiError("invalid_request_error", f"seconds: {error}") from error
         return self.show_clock()
@@ -102,6 +114,16 @@ def _route(action: Action) -> Callable[[Request], Awaitable[Response]]:
         return json_response(await run_in_threadpool(action, body))
 
     return answer
+
+
+def _read_span(body: dict[str, Any], name: str) -> timedelta:
+    seconds = body.get(name)
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or seconds < 0:
+        raise ApiError("invalid_request_error", f"{name}: Input should be a number, not negative")
+    try:
+        return timedelta(seconds=seconds)
+    except OverflowError as error:
+        raise ApiError("invalid_request_error", f"{name}: {error}") from error
 
 
 def _show_charge(charge: Charge) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmrouter.sandbox.batches import Batch, Item
     from llmrouter.sandbox.books import Books
     from llmrouter.sandbox.faults import Faults
-    from llmrouter.sandbox.limits import Limits, RateLimit
+    from llmrouter.sandbox.limits import Limits, Rates
     from llmrouter.sandbox.replies import Answerer
     from llmrouter.sandbox.shelf import Shelf
 
@@ -67,6 +67,8 @@ class Answer:
     body: Mapping[str, Any] | None = None
     chunks: Iterator[bytes] = field(default_factory=lambda: iter(()))
     media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that the call changed after it was let in."""
 
 
 class Api:
@@ -78,8 +80,8 @@ class Api:
         books: where calls and live charges are booked.
         answerer: makes the messages.
         limits: sizes.
-        live_rate: the rate limit of the messages endpoints.
-        batch_rate: the rate limit of the batch endpoints.
+        live_rates: the rate limits of the messages endpoints.
+        batch_rates: the rate limits of the batch endpoints.
         api_keys: the credentials accepted; None: any.
         keep_bodies: whether to keep every call's body.
     """
@@ -92,8 +94,8 @@ class Api:
         books: Books,
         answerer: Answerer,
         limits: Limits,
-        live_rate: RateLimit,
-        batch_rate: RateLimit,
+        live_rates: Rates,
+        batch_rates: Rates,
         api_keys: Collection[str] | None,
         keep_bodies: bool,
     ) -> None:
@@ -102,8 +104,8 @@ class Api:
         self._faults = faults
         self._books = books
         self._answerer = answerer
-        self._live_rate = live_rate
-        self._batch_rate = batch_rate
+        self._live_rates = live_rates
+        self._batch_rates = batch_rates
         self._api_keys = api_keys
         self._keep_bodies = keep_bodies
         self._request_numbers = itertools.count()
@@ -127,13 +129,9 @@ class Api:
             )
             self._books.add_record(record)
         self._check_credential(request.headers)
-        rate = self._live_rate if request.endpoint.startswith("messages.") else self._batch_rate
-        allowance = rate.take()
-        headers = allowance.headers()
-        if allowance.retry_after_seconds is not None:
-            raise ApiError(
-                "rate_limit_error", "Number of requests has exceeded your rate limit", headers=headers
-            )
+        rates = self._live_rates if request.endpoint.startswith("messages.") else self._batch_rates
+        rates.admit()
+        headers = rates.headers()
         if request.body_bytes > self.size_limit(request.endpoint):
             raise ApiError("request_too_large", "Request exceeds the maximum size", headers=headers)
         return headers
@@ -234,6 +232,7 @@ class Api:
         item = _accept(prepared.items[0])
         message_id = self._answerer.message_id(next(self._live_numbers))
         message = self._answerer.message(item, "standard", message_id)
+        self._live_rates.spend(item.input_tokens, message["usage"]["output_tokens"])
         self._books.add_charge(
             Charge(
                 route="live",
@@ -244,9 +243,10 @@ class Api:
                 usage=message["usage"],
             )
         )
+        headers = self._live_rates.headers()
         if prepared.stream:
-            return Answer(chunks=stream_events(message), media_type="text/event-stream")
-        return Answer(body=message)
+            return Answer(chunks=stream_events(message), media_type="text/event-stream", headers=headers)
+        return Answer(body=message, headers=headers)
 
     def _create_batch(self, prepared: Prepared) -> Answer:
         request = prepared.request
@@ -258,6 +258,7 @@ class Api:
             hidden_calls=sum(fault.calls for fault in prepared.faults if fault.kind == "hide"),
             unlisted_calls=sum(fault.lists for fault in prepared.faults if fault.kind == "hide"),
             queued_limit=self.limits.queued_requests,
+            stalls_after=min((fault.done for fault in prepared.faults if fault.kind == "stall"), default=1.0),
         )
         return self._show_batch(batch, request)
 

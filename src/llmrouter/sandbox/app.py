@@ -131,7 +131,7 @@ async def _answer_with_faults(
     answer = await run_in_threadpool(api.perform, prepared)
     await _delay(request, faults, accepted=True)
     late = await _end_by_fault(request, faults, accepted=True)
-    return late if late is not None else _response(answer, headers)
+    return late if late is not None else _response(answer, {**headers, **answer.headers})
 
 
 async def _delay(request: Request, faults: Sequence[Fault], *, accepted: bool) -> bool:

@@ -6,11 +6,15 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
+
+from llmrouter.sandbox.outages import done_at, worked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from llmrouter.sandbox.outages import Outage
 
 EXPIRES_AFTER = timedelta(hours=24)
 ARCHIVED_AFTER = timedelta(days=29)
@@ -36,6 +40,10 @@ class Item:
     """The parameters' `max_tokens`; 0 when it is missing or no number."""
     input_tokens: int
     """What the request is charged for its input."""
+    written_5m_tokens: int = 0
+    """How much of its input is written into the prompt cache for five minutes."""
+    written_1h_tokens: int = 0
+    """And for an hour."""
     problem: str | None = None
     """What the API refuses in the parameters; found out only when the batch has ended."""
     forced_outcome: Outcome | None = None
@@ -79,6 +87,10 @@ class Batch:
     """The `anthropic-…` headers it was created with, names in lower case."""
     stuck: bool = False
     """Whether one of its items never gets done, so that the batch ends when it expires."""
+    stalls_after: float = 1.0
+    """What part of its items gets done at all; with less than 1 it is `stuck`."""
+    outages: tuple[Outage, ...] = ()
+    """When it stands still."""
     cancel_initiated_at: datetime | None = None
     cancel_takes: timedelta = timedelta(0)
     """How long `canceling` lasts."""
@@ -94,10 +106,13 @@ class Batch:
     @property
     def ends_at(self) -> datetime:
         """When processing ends, or has ended."""
-        done_at = self.expires_at if self.stuck else self.created_at + min(self.turnaround, EXPIRES_AFTER)
+        ends_at = self.expires_at
+        if not self.stuck:
+            ends_at = min(ends_at, done_at(self.created_at, self.turnaround, self.outages))
         if self.cancel_initiated_at is None:
-            return done_at
-        return min(done_at, self.cancel_initiated_at + self.cancel_takes)
+            return ends_at
+        held = [outage for outage in self.outages if not outage.cancels]
+        return min(ends_at, done_at(self.cancel_initiated_at, self.cancel_takes, held))
 
     def status(self, now: datetime) -> Status:
         """The batch's `processing_status` at `now`."""
@@ -124,10 +139,11 @@ class Batch:
         return Counter(outcome for _, outcome in self.outcomes())
 
     def _count_finished(self, ends_at: datetime) -> int:
-        elapsed = ends_at - self.created_at
+        size = int(len(self.items) * self.stalls_after)
+        elapsed = worked(self.created_at, ends_at, self.outages)
         if elapsed >= self.turnaround:
-            return len(self.items)
-        return (len(self.items) * elapsed) // self.turnaround
+            return size
+        return min(size, (len(self.items) * elapsed) // self.turnaround)
 
 
 def shuffled_order(size: int, seed: str) -> tuple[int, ...]:
@@ -137,10 +153,3 @@ def shuffled_order(size: int, seed: str) -> tuple[int, ...]:
     if order == list(range(size)):
         order.reverse()
     return tuple(order)
-
-
-def format_instant(instant: datetime | None) -> str | None:
-    """RFC 3339 with microseconds and `Z`, as the API writes instants."""
-    if instant is None:
-        return None
-    return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

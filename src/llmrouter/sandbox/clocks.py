@@ -76,6 +76,13 @@ class ScaledClock:
             self._start += span
 
 
+def format_instant(instant: datetime | None) -> str | None:
+    """RFC 3339 with microseconds and `Z`, as the API writes instants."""
+    if instant is None:
+        return None
+    return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def _aware_utc(start: datetime | None) -> datetime:
     if start is None:
         return datetime.now(UTC)

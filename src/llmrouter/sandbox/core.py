@@ -11,7 +11,7 @@ from llmrouter.sandbox.app import build_app
 from llmrouter.sandbox.books import Books, Charge
 from llmrouter.sandbox.clocks import ScaledClock
 from llmrouter.sandbox.faults import Faults
-from llmrouter.sandbox.limits import Limits, RateLimit
+from llmrouter.sandbox.limits import Limits, Rates
 from llmrouter.sandbox.replies import Answerer
 from llmrouter.sandbox.server import SandboxServer
 from llmrouter.sandbox.shelf import Shelf
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from llmrouter.sandbox.batches import Batch
     from llmrouter.sandbox.clocks import Clock
+    from llmrouter.sandbox.outages import Outage
     from llmrouter.sandbox.replies import ReplyFunction
 
 DEFAULT_API_KEY = "sandbox"
@@ -48,9 +49,9 @@ class Sandbox:
             return the same. By default made-up prose that begins with `[` and the first 12 digits of
             the request's `params_hash`.
         api_keys: the credentials accepted; None: any that is not empty. All see the same batches.
-        limits: the sizes above which calls are refused.
+        limits: the sizes above which calls are refused, and tokens a minute.
         cancel_takes: how long a canceled batch is `canceling`, in the clock's time; what gets done
-            meanwhile is `succeeded`, and charged.
+            meanwhile is `succeeded`, and charged. A `Turnaround` draws a time for each batch.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Sandbox:
         reply: ReplyFunction | None = None,
         api_keys: Collection[str] | None = None,
         limits: Limits | None = None,
-        cancel_takes: timedelta = timedelta(seconds=30),
+        cancel_takes: timedelta | Turnaround = timedelta(seconds=30),
     ) -> None:
         self.clock: Clock = clock if clock is not None else ScaledClock()
         self.faults = Faults()
@@ -73,21 +74,29 @@ class Sandbox:
         """What was called and charged."""
         self._api_keys = api_keys
         self._answerer = Answerer(seed=seed, reply=reply)
+        limits = limits if limits is not None else Limits()
         self._charged: dict[str, tuple[Charge, ...]] = {}
         self._shelf = Shelf(
             clock=self.clock,
             turnaround=turnaround if turnaround is not None else Turnaround.typical(seed),
             seed=seed,
-            cancel_takes=cancel_takes,
+            cancel_takes=cancel_takes
+            if isinstance(cancel_takes, Turnaround)
+            else Turnaround.fixed(cancel_takes),
         )
         self._api = Api(
             shelf=self._shelf,
             faults=self.faults,
             books=self.books,
             answerer=self._answerer,
-            limits=limits if limits is not None else Limits(),
-            live_rate=RateLimit(requests_per_minute, self.clock),
-            batch_rate=RateLimit(requests_per_minute, self.clock),
+            limits=limits,
+            live_rates=Rates(
+                self.clock,
+                requests_per_minute,
+                limits.input_tokens_per_minute,
+                limits.output_tokens_per_minute,
+            ),
+            batch_rates=Rates(self.clock, requests_per_minute),
             api_keys=api_keys,
             keep_bodies=keep_bodies,
         )
@@ -111,8 +120,28 @@ class Sandbox:
         api_key = min(self._api_keys, default=DEFAULT_API_KEY) if self._api_keys else DEFAULT_API_KEY
         return SandboxServer(self.app(), host=host, port=port, api_key=api_key)
 
+    @property
+    def outages(self) -> tuple[Outage, ...]:
+        """Every outage since the last reset."""
+        return self._shelf.outages
+
+    def add_outage(self, span: timedelta, *, after: timedelta = timedelta(0), cancels: bool = True) -> Outage:
+        """Has every batch, those to come too, stand still for a while; calls are answered as ever.
+
+        Batches expire 24 hours after their creation all the same.
+
+        Args:
+            span: how long, in the sandbox's time.
+            after: in how long it begins.
+            cancels: whether a batch that is canceled in it ends as ever; False: not before it is over.
+
+        Raises:
+            ValueError: a span is negative.
+        """
+        return self._shelf.add_outage(span, after=after, cancels=cancels)
+
     def reset(self) -> None:
-        """Forgets batches, books and faults. The clock goes on, and ids are not used again."""
+        """Forgets batches, books, faults and outages. The clock goes on, and ids are not used again."""
         self.faults.clear()
         self._shelf.clear()
         self.books.clear()

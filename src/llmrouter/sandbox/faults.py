@@ -22,7 +22,7 @@ Endpoint = Literal[
     "batches.delete",
     "batches.results",
 ]
-FaultKind = Literal["status", "drop", "delay", "cut", "lines", "item", "hide"]
+FaultKind = Literal["status", "drop", "delay", "cut", "lines", "item", "hide", "stall"]
 CutAt = Literal["line_end", "mid_line", "broken"]
 
 _ONLY_ENDPOINT: dict[FaultKind, Endpoint] = {
@@ -30,6 +30,7 @@ _ONLY_ENDPOINT: dict[FaultKind, Endpoint] = {
     "lines": "batches.results",
     "item": "batches.create",
     "hide": "batches.create",
+    "stall": "batches.create",
 }
 _NOT_NEGATIVE = ("skip", "lines", "calls", "lists", "seconds", "repeated", "missing", "unknown")
 
@@ -60,6 +61,7 @@ class Fault:
     | `"lines"` | the results have lines they should not have, or lack some; what was charged stays so | `repeated`, `missing`, `unknown`, `strangers`, `added` |
     | `"item"` | items of a new batch fare badly; each counts as one strike | `outcome`, `error_type`, `message` |
     | `"hide"` | a new batch is answered with 404, and left out of the list, at first | `calls`, `lists` |
+    | `"stall"` | a new batch stands still when a part of its items is done; it ends when it expires or is canceled | `done` |
 
     The spend limits of the API, one's own and that of a tier:
 
@@ -112,6 +114,8 @@ class Fault:
     """How many calls that name the new batch are answered with 404."""
     lists: int = 0
     """How many calls of the list leave the new batch out: one that reads several pages makes several."""
+    done: float = 0.0
+    """What part of a stalled batch's items gets done: 0 or more, below 1."""
     repeated: int = 0
     """How many of the first lines come twice, the second time at the end."""
     missing: int = 0
@@ -141,6 +145,8 @@ class Fault:
             raise ValueError(f"outcome must be errored, expired or canceled, not {self.outcome!r}")
         if not 400 <= self.status <= 599:
             raise ValueError(f"status must be from 400 to 599, not {self.status!r}")
+        if not 0 <= self.done < 1:
+            raise ValueError(f"done must be 0 or more and below 1, not {self.done!r}")
         self._check_amounts()
 
     def _check_amounts(self) -> None:

@@ -12,6 +12,7 @@ from llmrouter.sandbox.errors import ApiError
 from llmrouter.sandbox.params import (
     canonical_json,
     count_input_tokens,
+    count_written_tokens,
     digest_params,
     find_count_problem,
     find_problem,
@@ -144,6 +145,8 @@ def _read_request(request: object, index: int) -> tuple[str, dict[str, Any]]:
 def _build_item(custom_id: str, params: dict[str, Any], problem: str | None) -> Item:
     model, max_tokens = params.get("model"), params.get("max_tokens")
     params_json = canonical_json(params)
+    # Most say nothing of caching: those are not walked once more.
+    written = count_written_tokens(params) if b'"cache_control":{' in params_json else (0, 0)
     return Item(
         custom_id=custom_id,
         params_json=params_json,
@@ -151,5 +154,7 @@ def _build_item(custom_id: str, params: dict[str, Any], problem: str | None) -> 
         model=model if isinstance(model, str) else "",
         max_tokens=max_tokens if isinstance(max_tokens, int) else 0,
         input_tokens=count_input_tokens(params),
+        written_5m_tokens=written[0],
+        written_1h_tokens=written[1],
         problem=problem,
     )

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 CHARACTERS_PER_TOKEN = 4
+SMALLEST_CACHED = 1_024
 MAX_OUTPUT_TOKENS = 128_000
 MAX_OUTPUT_TOKENS_BATCH = 300_000
 LONG_OUTPUT_BETA = "output-300k-2026-03-24"
 NO_SAMPLING_VERSION = "2026-10-21"
 VERSIONS = frozenset({"2023-01-01", "2023-06-01", NO_SAMPLING_VERSION})
 
+_NO_TEXT = ("type", "role", "cache_control")
 _MEDIA_CHARACTERS = 1_500 * CHARACTERS_PER_TOKEN
 _SAMPLING_FIELDS = frozenset({"temperature", "top_p", "top_k"})
 _BETA_FIELDS = frozenset(
@@ -107,6 +109,42 @@ def count_input_tokens(params: Mapping[str, Any]) -> int:
     return max(1, math.ceil(characters / CHARACTERS_PER_TOKEN))
 
 
+def count_written_tokens(params: Mapping[str, Any]) -> tuple[int, int]:
+    """The input tokens up to the last cache breakpoint, written for five minutes and for an hour.
+
+    None where there are fewer than `SMALLEST_CACHED`.
+    """
+    written = {"5m": 0, "1h": 0}
+    characters = 0
+    for block in _iter_blocks(params):
+        characters += _count_characters(block)
+        mark = block.get("cache_control") if isinstance(block, dict) else None
+        if isinstance(mark, dict):
+            written[_read_ttl(mark)] += characters
+            characters = 0
+    whole = params.get("cache_control")
+    if isinstance(whole, dict):
+        written[_read_ttl(whole)] += characters
+    tokens = written["5m"] // CHARACTERS_PER_TOKEN, written["1h"] // CHARACTERS_PER_TOKEN
+    return tokens if sum(tokens) >= SMALLEST_CACHED else (0, 0)
+
+
+def _iter_blocks(params: Mapping[str, Any]) -> Iterator[object]:
+    """The blocks of a prompt in the order in which it is read."""
+    for field in ("tools", "system", "messages"):
+        for block in _listed(params.get(field)):
+            content = block.get("content") if field == "messages" and isinstance(block, dict) else None
+            yield from (block,) if content is None else _listed(content)
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def _read_ttl(mark: Mapping[str, Any]) -> str:
+    return "1h" if mark.get("ttl") == "1h" else "5m"
+
+
 def find_problem(params: Mapping[str, Any], terms: Terms) -> str | None:
     """The first thing the API would refuse in `params`, as it would say it, or None."""
     for check in _CHECKS:
@@ -129,7 +167,7 @@ def _count_characters(value: object) -> int:
     if isinstance(value, dict):
         if value.get("type") in ("image", "document"):
             return _MEDIA_CHARACTERS
-        return sum(_count_characters(inner) for key, inner in value.items() if key not in ("type", "role"))
+        return sum(_count_characters(inner) for key, inner in value.items() if key not in _NO_TEXT)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,7 +36,9 @@ class Reply:
     text: str
     """The answer's text; cut where `max_tokens` is reached."""
     stop_reason: str = "end_turn"
-    """Such as `refusal` or `pause_turn`; `max_tokens` where the text was cut."""
+    """Such as `tool_use` or `refusal`; `max_tokens` where the text was cut."""
+    blocks: Sequence[Mapping[str, Any]] = ()
+    """More content blocks in the API's JSON, after the text; left out where that was cut."""
 
 
 ReplyFunction = Callable[[Any], "str | Reply"]
@@ -51,7 +53,10 @@ class Answerer:
     """Called with the parsed parameters of each request; None: made-up prose."""
 
     def usage(self, item: Item, tier: ServiceTier) -> dict[str, Any]:
-        """The `usage` the request's answer has: about 4 characters a token, at most `max_tokens` out."""
+        """The `usage` the request's answer has: about 4 characters a token, at most `max_tokens` out.
+
+        What it marks for the prompt cache is written each time, and never read.
+        """
         return _usage(item, self._cut_reply(item), tier)
 
     def message(self, item: Item, tier: ServiceTier, message_id: str) -> dict[str, Any]:
@@ -62,7 +67,7 @@ class Answerer:
             "type": "message",
             "role": "assistant",
             "model": item.model,
-            "content": [{"type": "text", "text": reply.text}] if reply.text else [],
+            "content": [*([{"type": "text", "text": reply.text}] if reply.text else []), *reply.blocks],
             "stop_reason": reply.stop_reason,
             "stop_sequence": None,
             "stop_details": None,
@@ -109,12 +114,10 @@ def stream_events(message: dict[str, Any]) -> Iterator[bytes]:
     started = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
     yield _event({"type": "message_start", "message": started})
     for index, block in enumerate(message["content"]):
-        empty = {"type": "text", "text": ""}
+        empty, deltas = _taken_apart(block)
         yield _event({"type": "content_block_start", "index": index, "content_block": empty})
         yield _event({"type": "ping"})
-        text = block["text"]
-        for start in range(0, len(text), _DELTA_CHARACTERS):
-            delta = {"type": "text_delta", "text": text[start : start + _DELTA_CHARACTERS]}
+        for delta in deltas:
             yield _event({"type": "content_block_delta", "index": index, "delta": delta})
         yield _event({"type": "content_block_stop", "index": index})
     delta = {name: message[name] for name in ("stop_reason", "stop_sequence", "stop_details", "container")}
@@ -132,6 +135,24 @@ def stream_events(message: dict[str, Any]) -> Iterator[bytes]:
     yield _event({"type": "message_stop"})
 
 
+def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A content block as it begins, and the deltas that complete it; of most types it comes whole."""
+    if block["type"] == "text":
+        return {**block, "text": ""}, [
+            {"type": "text_delta", "text": piece} for piece in _pieces(block["text"])
+        ]
+    if block["type"] == "tool_use":
+        given = encode_json(block["input"]).decode()
+        return {**block, "input": {}}, [
+            {"type": "input_json_delta", "partial_json": piece} for piece in _pieces(given)
+        ]
+    return block, []
+
+
+def _pieces(text: str) -> Iterator[str]:
+    return (text[start : start + _DELTA_CHARACTERS] for start in range(0, len(text), _DELTA_CHARACTERS))
+
+
 def encode_json(value: object) -> bytes:
     """JSON in UTF-8, not ASCII, as the API sends it: U+2028 and its like stand raw in the strings."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
@@ -142,12 +163,17 @@ def _event(data: dict[str, Any]) -> bytes:
 
 
 def _usage(item: Item, reply: Reply, tier: ServiceTier) -> dict[str, Any]:
-    output_tokens = min(item.max_tokens, max(1, math.ceil(len(reply.text) / CHARACTERS_PER_TOKEN)))
+    characters = len(reply.text) + sum(len(encode_json(block)) for block in reply.blocks)
+    output_tokens = min(item.max_tokens, max(1, math.ceil(characters / CHARACTERS_PER_TOKEN)))
+    written = item.written_5m_tokens + item.written_1h_tokens
     return {
-        "input_tokens": item.input_tokens,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": item.input_tokens - written,
+        "cache_creation_input_tokens": written,
         "cache_read_input_tokens": 0,
-        "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": item.written_5m_tokens,
+            "ephemeral_1h_input_tokens": item.written_1h_tokens,
+        },
         "output_tokens": output_tokens,
         "server_tool_use": None,
         "service_tier": tier,

@@ -6,14 +6,17 @@ import hashlib
 import threading
 from collections import Counter
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from llmrouter.sandbox.batches import ARCHIVED_AFTER, Batch, Item, Outcome, format_instant, shuffled_order
+from llmrouter.sandbox.batches import ARCHIVED_AFTER, Batch, Item, Outcome, shuffled_order
+from llmrouter.sandbox.clocks import format_instant
 from llmrouter.sandbox.errors import ApiError
+from llmrouter.sandbox.outages import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from llmrouter.sandbox.clocks import Clock
     from llmrouter.sandbox.turnaround import Turnaround
@@ -35,15 +38,16 @@ class Shelf:
         clock: the sandbox's clock; the state of a batch is worked out from it when looked at.
         turnaround: how long each batch takes.
         seed: decides ids and the order of results.
-        cancel_takes: how long a canceled batch stays `canceling`.
+        cancel_takes: how long each canceled batch stays `canceling`.
     """
 
-    def __init__(self, *, clock: Clock, turnaround: Turnaround, seed: int, cancel_takes: timedelta) -> None:
+    def __init__(self, *, clock: Clock, turnaround: Turnaround, seed: int, cancel_takes: Turnaround) -> None:
         self._clock = clock
         self._turnaround = turnaround
         self._seed = seed
         self._cancel_takes = cancel_takes
         self._batches: dict[str, Batch] = {}
+        self._outages: tuple[Outage, ...] = ()
         self._hidden_calls: dict[str, int] = {}
         self._unlisted_calls: dict[str, int] = {}
         self._counts: dict[str, Counter[Outcome]] = {}
@@ -60,6 +64,7 @@ class Shelf:
         hidden_calls: int = 0,
         unlisted_calls: int = 0,
         queued_limit: int | None = None,
+        stalls_after: float = 1.0,
     ) -> Batch:
         """Shelves a new batch.
 
@@ -71,6 +76,7 @@ class Shelf:
             hidden_calls: how many calls that name it are answered with 404.
             unlisted_calls: how many calls of the list leave it out.
             queued_limit: how many requests may wait in all batches together.
+            stalls_after: what part of its items gets done; less than 1: it then stands still.
 
         Raises:
             ApiError: 429, too many requests are waiting already.
@@ -89,14 +95,35 @@ class Shelf:
                 order=shuffled_order(len(items), f"order:{self._seed}:{number}"),
                 api_key=api_key,
                 headers=headers,
-                stuck=any(item.forced_outcome == "expired" for item in items),
-                cancel_takes=self._cancel_takes,
+                stuck=stalls_after < 1 or any(item.forced_outcome == "expired" for item in items),
+                stalls_after=stalls_after,
+                outages=self._outages,
+                cancel_takes=self._cancel_takes.sample(number, len(items)),
                 body=body,
             )
             self._batches[batch.id] = batch
             self._hidden_calls[batch.id] = hidden_calls
             self._unlisted_calls[batch.id] = unlisted_calls
             return batch
+
+    @property
+    def outages(self) -> tuple[Outage, ...]:
+        """Every outage, in the order they were added."""
+        with self._lock:
+            return self._outages
+
+    def add_outage(self, span: timedelta, *, after: timedelta, cancels: bool) -> Outage:
+        """Has all batches stand still for a while; raises ValueError when a span is negative."""
+        if after < timedelta(0):
+            raise ValueError("an outage must not begin in the past: batches may have ended in it")
+        with self._lock:
+            now = self._clock.now()
+            outage = Outage(from_at=now + after, until_at=now + after + span, cancels=cancels)
+            self._outages = (*self._outages, outage)
+            for batch in self._batches.values():
+                if batch.status(now) != "ended":
+                    self._batches[batch.id] = replace(batch, outages=self._outages)
+            return outage
 
     def all(self) -> dict[str, Batch]:
         """Every batch by its id, oldest first, deleted ones too."""
@@ -206,6 +233,7 @@ class Shelf:
         """Forgets every batch. Ids are not used again."""
         with self._lock:
             self._batches.clear()
+            self._outages = ()
             self._hidden_calls.clear()
             self._unlisted_calls.clear()
             self._counts.clear()

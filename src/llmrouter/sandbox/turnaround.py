@@ -16,7 +16,7 @@ _Z_NINETY_PERCENT = 1.2815515655446004
 
 
 class Turnaround:
-    """How long each batch takes. Make one with `typical`, `fixed` or `of`."""
+    """How long each batch takes. Make one with `typical`, `lognormal`, `fixed` or `of`."""
 
     def __init__(self, sample: Callable[[int, int], timedelta]) -> None:
         self._sample = sample
@@ -28,10 +28,16 @@ class Turnaround:
         The n-th batch of a sandbox takes the same time for the same seed, whatever else happens.
         """
         sigma = math.log(_NINETY_PERCENT_SECONDS / _MEDIAN_SECONDS) / _Z_NINETY_PERCENT
+        return cls.lognormal(timedelta(seconds=_MEDIAN_SECONDS), sigma, seed)
+
+    @classmethod
+    def lognormal(cls, median: timedelta, sigma: float, seed: int = 0) -> Turnaround:
+        """A lognormal spread about `median`, above zero; `sigma` is that of the logarithm."""
+        mu = math.log(median.total_seconds())
 
         def sample(number: int, _requests: int) -> timedelta:
             spread = random.Random(f"turnaround:{seed}:{number}")  # noqa: S311 - a simulation, not a secret
-            return timedelta(seconds=spread.lognormvariate(math.log(_MEDIAN_SECONDS), sigma))
+            return timedelta(seconds=spread.lognormvariate(mu, sigma))
 
         return cls(sample)
 

@@ -240,9 +240,8 @@ def test_a_delete_that_the_api_does_not_take_is_an_error(status: int) -> None:
         bench.api.delete(bench.lane, "msgbatch_1")
 
 
-@pytest.mark.parametrize("name", ["cancel", "delete"])
-def test_both_are_sent_again_when_the_answer_got_lost(name: str) -> None:
-    """They do the same twice as once."""
+def test_a_delete_is_sent_again_when_the_answer_got_lost() -> None:
+    """It does the same twice as once."""
 
     def answer(_: httpx2.Request) -> httpx2.Response:
         if len(bench.wire) == 1:
@@ -250,8 +249,20 @@ def test_both_are_sent_again_when_the_answer_got_lost(name: str) -> None:
         return httpx2.Response(200, json=batch_body(processing_status="canceling"))
 
     bench = Bench(answer)
-    getattr(bench.api, name)(bench.lane, "msgbatch_1")
+    bench.api.delete(bench.lane, "msgbatch_1")
     assert len(bench.wire) == 2
+
+
+def test_a_cancel_is_asked_for_once() -> None:
+    """Its caller tries again, and has other batches to cancel while this one is to wait."""
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(429, json=error_body("rate_limit_error"), headers={"retry-after": "60"})
+
+    bench = Bench(answer)
+    with pytest.raises(anthropic.RateLimitError):
+        bench.api.cancel(bench.lane, "msgbatch_1")
+    assert len(bench.wire) == 1
 
 
 @pytest.mark.parametrize("name", ["cancel", "delete"])

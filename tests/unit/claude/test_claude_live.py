@@ -10,22 +10,34 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anthropic
 import httpx2
 import pytest
-from claude_support import client_with, error_body, message_body, request
+from anthropic.types import Message
+from claude_support import MODEL, client_with, error_body, message_body, request
 
 from llmrouter.claude.live import LiveCalls, call_live
+from llmrouter.domain.rates import Work
 from llmrouter.errors import RouterClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from anthropic.types import Message
+    from llmrouter.domain.live import Seen
 
 WAIT = 10
+
+
+LIMITS = {
+    "anthropic-ratelimit-requests-limit": "50",
+    "anthropic-ratelimit-requests-remaining": "49",
+    "anthropic-ratelimit-requests-reset": "2026-11-20T12:00:00Z",
+}
+
+PLANTED = "a text about the answer"
 
 
 def future_of(calls: LiveCalls, arguments: dict[str, Any], headers: Any = None) -> Future[Message]:
@@ -73,8 +85,8 @@ class Gate:
 def live() -> Iterator[Callable[..., LiveCalls]]:
     made: list[LiveCalls] = []
 
-    def make(handler: Any, threads: int = 4, **options: Any) -> LiveCalls:
-        made.append(LiveCalls(client_with(handler, **options), threads))
+    def make(handler: Any, threads: int = 4, on_call: Any = None, **options: Any) -> LiveCalls:
+        made.append(LiveCalls(client_with(handler, **options), threads, on_call))
         return made[-1]
 
     yield make
@@ -269,3 +281,107 @@ def test_an_answer_that_cannot_be_read_is_not_asked_for_twice() -> None:
     with pytest.raises(ValueError, match="Expecting"):
         call_live(live_client(broken), request(), {})
     assert len(wire) == 1
+
+
+def test_an_observer_is_told_of_each_answer(live: Callable[..., LiveCalls]) -> None:
+    """What it says of the limits, and what it counts against them: the tokens of the message, too."""
+    seen: list[Seen] = []
+    usage = {
+        "input_tokens": 10,
+        "cache_creation_input_tokens": 5,
+        "cache_read_input_tokens": 9,
+        "output_tokens": 7,
+    }
+    answers = iter(
+        [
+            httpx2.Response(
+                429, json=error_body("rate_limit_error"), headers={"retry-after-ms": "1", **LIMITS}
+            ),
+            httpx2.Response(200, json=message_body(model="dated-name", usage=usage), headers=LIMITS),
+        ]
+    )
+    before = datetime.now(UTC)
+
+    future_of(live(lambda _: next(answers), on_call=seen.append), request()).result(WAIT)
+
+    assert [one.model for one in seen] == [MODEL, MODEL]
+    assert [one.work for one in seen] == [
+        Work(requests=1),
+        Work(requests=1, input_tokens=15, output_tokens=7),
+    ]
+    for one in seen:
+        assert one.limits is not None
+        assert one.limits.requests is not None
+        assert one.limits.requests.remaining == 49
+        assert before <= one.ended_at <= datetime.now(UTC)
+
+
+def test_an_observer_is_told_of_a_call_that_fails(live: Callable[..., LiveCalls]) -> None:
+    """One that had no answer tells nothing; one whose answer cannot be read was a call all the same."""
+    seen: list[Seen] = []
+
+    def fail(_: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("no")
+
+    def answer_in_pieces(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=b"{", headers={"content-type": "application/json", **LIMITS})
+
+    for handler in (lambda _: httpx2.Response(529), fail, answer_in_pieces):
+        calls = live(handler, on_call=seen.append, max_retries=0)
+        assert future_of(calls, request()).exception(WAIT) is not None
+    assert future_of(live(answer, on_call=seen.append), request(nonsense=1)).exception(WAIT) is not None
+
+    assert [(one.work, one.limits is None) for one in seen] == [
+        (Work(requests=1), True),
+        (Work(requests=1), False),
+    ]
+
+
+def test_an_observer_is_told_of_a_stream(live: Callable[..., LiveCalls]) -> None:
+    """When it has ended."""
+    seen: list[Seen] = []
+
+    def stream(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=STREAMED, headers={"content-type": "text/event-stream", **LIMITS})
+
+    calls = live(stream, on_call=seen.append, timeout=anthropic.DEFAULT_TIMEOUT)
+    future_of(calls, request(max_tokens=64_000)).result(WAIT)
+
+    (one,) = seen
+    assert one.work == Work(requests=1, input_tokens=1000, output_tokens=3)
+    assert one.limits is not None
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_observer_that_fails_changes_nothing(
+    live: Callable[..., LiveCalls], caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """It is logged once, without its text: that may be about the answer."""
+
+    def fail(_: Seen) -> None:
+        raise RuntimeError(PLANTED)
+
+    body = message_body() if status == 200 else error_body("invalid_request_error")
+    calls = live(lambda _: httpx2.Response(status, json=body), on_call=fail)
+    with caplog.at_level(logging.DEBUG, "llmrouter"):
+        for _ in range(3):
+            error = future_of(calls, request()).exception(WAIT)
+            assert isinstance(error, anthropic.BadRequestError) is (status == 400)
+
+    (record,) = (record for record in caplog.records if record.name.startswith("llmrouter"))
+    assert "RuntimeError" in record.getMessage()
+    assert PLANTED not in caplog.text
+
+
+def test_another_middleware_may_answer_with_anything(live: Callable[..., LiveCalls]) -> None:
+    """There was no call then, and nothing to tell of it."""
+    seen: list[Seen] = []
+    message = Message.construct(**message_body())
+
+    def instead(request: anthropic.APIRequest, call_next: anthropic.CallNext) -> Any:
+        return message
+
+    calls = live(answer, on_call=seen.append, middleware=[instead])
+
+    assert future_of(calls, request()).result(WAIT) is message
+    assert seen == []

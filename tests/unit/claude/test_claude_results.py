@@ -85,17 +85,17 @@ def test_a_string_may_hold_the_line_ends_of_unicode() -> None:
 
 
 def test_a_long_line_takes_linear_time() -> None:
-    """Doubling a line doubles the time: pieces are joined once."""
+    """Pieces are joined once: 16 times the line takes 16 times the work of this thread, not 256 times."""
 
     def seconds(pieces: int) -> float:
         best = 1e9
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.thread_time()
             assert len(list(split_lines([b"x" * 4096] * pieces))) == 1
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.thread_time() - started)
         return best
 
-    assert seconds(16_000) < 40 * seconds(1_000) + 0.05
+    assert seconds(16_000) < 80 * seconds(1_000) + 0.05
 
 
 KINDS: list[tuple[dict[str, Any], OutcomeKind | None, str | None]] = [
