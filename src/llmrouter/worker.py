@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from apscheduler.job import Job
 
     from llmrouter.domain.latency import Schedule
-    from llmrouter.domain.reporting import Hold
+    from llmrouter.domain.reporting import Hold, LiveReport
     from llmrouter.ports import Lease
     from llmrouter.wiring import Engine
 
@@ -80,9 +80,10 @@ class Worker:
         """
         self._engine = engine
         self._creates = futures.ThreadPoolExecutor(_CREATES, thread_name_prefix="llmrouter-create")
-        self._leaving: dict[tuple[str, str], futures.Future[int]] = {}
-        self._again: dict[tuple[str, str], Flush] = {}
+        self._leaving: dict[tuple[str, ...], futures.Future[int]] = {}
+        self._again: dict[tuple[str, ...], Flush] = {}
         self._leaving_lock = threading.Lock()
+        self._escalating = threading.Lock()
         self._reported: tuple[object, ...] = ()
         self._flush_jobs: dict[str, Job] = {}
         self.problems: dict[str, str] = {}
@@ -103,6 +104,11 @@ class Worker:
         return self._engine.flusher.holds.all()
 
     @property
+    def live(self) -> LiveReport | None:
+        """What the escalator last saw; None before it has looked, or when another process works."""
+        return self._engine.escalator.report if self.working else None
+
+    @property
     def working(self) -> bool:
         """Whether this process holds the lease."""
         return self._engine.keeper.lease is not None
@@ -117,12 +123,15 @@ class Worker:
         """Ends cleanly: waits for a create or a settle that is under way, and gives the lease back."""
         self._guard.stop()
         self._engine.flusher.stopping.set()
+        self._engine.canceller.stopping.set()
+        self._engine.sender.stop_soon()
         # A create may take longer than the lease lasts.
         with self._engine.keeper.prolonging(self._engine.clock):
             if self._scheduler.running:
                 self._scheduler.shutdown(wait=True)
             # Those that have not begun find that it is stopping. Canceled, they would be waited for in vain.
             self._creates.shutdown(wait=True)
+            self._engine.sender.stop()
         self._guarded("tidy", lambda: self._engine.flusher.creator.tidy(self._engine.keeper.lease))
         self._guarded("lease", self._engine.keeper.release)
 
@@ -161,6 +170,8 @@ class Worker:
     def _all_tasks(self, poll: timedelta | None, timezone: ZoneInfo | None) -> list[_Task]:
         engine = self._engine
         look_every = _every(_POLL_SECONDS if poll is None else poll.total_seconds())
+        # Who wants to hear of answers sooner wants deadlines kept as closely.
+        watch_every = _every(_WATCH_SECONDS if poll is None else min(_WATCH_SECONDS, poll.total_seconds()))
         tasks = [
             # An interval begins with a flush: of what an earlier process left behind.
             _Task(
@@ -174,9 +185,9 @@ class Worker:
         return [
             *tasks,
             _Task("lease", self._keep_lease, _every(RENEW_EVERY.total_seconds()), executor=_ALONE),
-            _Task("watch", self._watch, _every(_WATCH_SECONDS)),
+            _Task("watch", self._watch, watch_every),
             _Task("poll", self._leased(engine.collector.run_once), look_every, at_once=True),
-            _Task("cancel", self._leased(engine.canceller.run_once), look_every),
+            _Task("cancel", self._leased(engine.canceller.run_once), watch_every),
             _Task("reconcile", self._leased(engine.reconciler.run_once), look_every, at_once=True),
             _Task("sweep", self._leased(engine.janitor.run_once), _every(_SWEEP_SECONDS)),
             _Task("prune", self._leased(engine.janitor.prune), _every(_PRUNE_SECONDS)),
@@ -263,14 +274,18 @@ class Worker:
         if lease is None:
             return
         holds = tuple(engine.flusher.holds.all().values())
-        said = (lease, holds, tuple(self.problems.items()))
+        said = (lease, holds, tuple(self.problems.items()), self.live)
         if said != self._reported:
-            report = EngineReport(at=engine.clock.now(), holds=holds, problems=dict(self.problems))
+            report = EngineReport(
+                at=engine.clock.now(), holds=holds, problems=dict(self.problems), live=self.live
+            )
             engine.store.report(lease, report)
             self._reported = said
 
     def _flush_class(self, name: str) -> Callable[[], None]:
         def flush(lease: Lease) -> None:
+            # What has no time for a batch goes live, and is not sent off just before that.
+            self._guarded("escalate", partial(self._escalate, lease))
             backlog = [waiting for waiting in self._engine.store.waiting() if waiting.latency == name]
             self._send(lease, [Flush(waiting=one, reason=FlushReason.SCHEDULED) for one in backlog])
 
@@ -281,6 +296,7 @@ class Worker:
         engine.flusher.creator.tidy(lease)
         if lease is None:
             return
+        self._guarded("escalate", partial(self._escalate, lease))
         if engine.store.take_flush_request(lease):
             self._flush_all(lease)
             return
@@ -291,10 +307,21 @@ class Worker:
             engine.limits,
             self._next_slots(),
             engine.margin,
+            reserve=engine.escalator.reserve,
         )
         self._send(lease, flushes)
 
+    def _escalate(self, lease: Lease) -> None:
+        engine = self._engine
+        with self._escalating:
+            engine.escalator.run_once(lease)
+        for name, latency in engine.classes.items():
+            engine.limits[name] = engine.limit_of(latency, engine.escalator.per_minute)
+        if engine.sender.problem is not None:
+            raise engine.sender.problem
+
     def _flush_all(self, lease: Lease) -> list[futures.Future[int]]:
+        self._guarded("escalate", partial(self._escalate, lease))
         backlog = self._engine.store.waiting()
         return self._send(lease, [Flush(waiting=waiting, reason=FlushReason.ASKED) for waiting in backlog])
 
@@ -308,9 +335,9 @@ class Worker:
 
     def _is_leaving(self, flush: Flush) -> bool:
         with self._leaving_lock:
-            leaving = _name(flush) in self._leaving
+            leaving = flush.name in self._leaving
             if leaving and flush.reason is FlushReason.ASKED:
-                self._again[_name(flush)] = flush
+                self._again[flush.name] = flush
             return leaving
 
     def _start(self, lease: Lease, flush: Flush) -> futures.Future[int]:
@@ -332,11 +359,11 @@ class Worker:
             leaving.set_result(run() if self._scheduler.running else 0)
             return leaving
         with self._leaving_lock:
-            self._leaving[_name(flush)] = leaving
-        leaving.add_done_callback(lambda done: self._forget(_name(flush), done))
+            self._leaving[flush.name] = leaving
+        leaving.add_done_callback(lambda done: self._forget(flush.name, done))
         return leaving
 
-    def _forget(self, name: tuple[str, str], done: futures.Future[int]) -> None:
+    def _forget(self, name: tuple[str, ...], done: futures.Future[int]) -> None:
         with self._leaving_lock:
             if self._leaving.get(name) is done:
                 del self._leaving[name]
@@ -348,10 +375,6 @@ class Worker:
         # Not by get_job: it takes a lock that the scheduler keeps while it waits for this job to end.
         slots = {name: getattr(job, "next_run_time", None) for name, job in self._flush_jobs.items()}
         return {name: slot for name, slot in slots.items() if slot is not None}
-
-
-def _name(flush: Flush) -> tuple[str, str]:
-    return flush.waiting.lane.lane_id, flush.waiting.latency
 
 
 def _place(error: Exception) -> str:

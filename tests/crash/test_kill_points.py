@@ -174,12 +174,12 @@ def killed_at_half_settled(world: World) -> None:
 
 
 def killed_at_settled(world: World) -> None:
-    """All outcomes are written, the batch is not closed: nothing is read again."""
+    """All outcomes are written, the batch is not closed: it is read once more, and nothing comes of it."""
     kill_at("settled", world, finish=True)
     assert count_outcomes(world) == COUNT
 
     answer_all(world, range(COUNT))
-    assert world.sandbox.books.calls["batches.results"] == 1
+    assert world.sandbox.books.calls["batches.results"] == 2
 
 
 def killed_at_canceling(world: World) -> None:
@@ -304,8 +304,9 @@ CASES: dict[str, Callable[[World], None]] = {
 
 
 def test_every_point_has_a_case() -> None:
-    """Whoever adds a point says here what is to become of it."""
-    assert CASES.keys() == set(failpoints.POINTS)
+    """Whoever adds a point says what is to become of it; those of going live have a file of their own."""
+    live = {"recalled", "escalating", "calling", "answered"}
+    assert CASES.keys() | live == set(failpoints.POINTS)
 
 
 @pytest.mark.parametrize("point", CASES)

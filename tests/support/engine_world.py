@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -16,7 +17,7 @@ import httpx2
 
 from llmrouter.domain.batches import BatchState, Listing
 from llmrouter.domain.packing import BatchLimits
-from llmrouter.domain.requests import RequestState
+from llmrouter.domain.requests import OutcomeKind, RequestState
 from llmrouter.domain.scheduling import Flush, FlushReason
 from llmrouter.engine.canceller import Canceller
 from llmrouter.engine.collector import Collector
@@ -33,8 +34,18 @@ from llmrouter.errors import (
 )
 from support.batch_api import line
 from support.clocks import FakeClock
-from support.engine import GRACE, RETENTION, WireApi
-from support.requests import LANE, OTHER_LANE, queued
+from support.engine import GRACE, RETENTION, Inline, WireApi, make_escalation
+from support.live_api import (
+    FakeLiveApi,
+    LostBeforeError,
+    failed,
+    limited,
+    lost,
+    not_connected,
+    spent,
+    unauthorized,
+)
+from support.requests import DAILY, LANE, OTHER_LANE, queued
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +62,7 @@ MOST = 3
 """Requests of the largest batch: small, so that batches of many owners have the same size."""
 MAX_ATTEMPTS = 2
 
-PARTS = ("lease", "tidy", "cancel", "flush", "reconcile", "poll", "sweep", "prune")
+PARTS = ("lease", "tidy", "escalate", "send", "cancel", "flush", "reconcile", "poll", "sweep", "prune")
 CALLS = {
     "claim": "flush",
     "create": "flush",
@@ -66,9 +77,17 @@ CALLS = {
     "delete": "poll",
     "finish": "poll",
     "cancel": "cancel",
+    "escalate_waiting": "escalate",
+    "escalate_batch": "escalate",
+    "note_decision": "escalate",
+    "begin_calls": "send",
+    "check_lease": "send",
+    "call": "send",
+    "answer": "send",
+    "end_calls": "send",
 }
 """Calls that matter most, and what makes them."""
-TURN = ("lease", "tidy", "cancel", "flush", "reconcile", "poll")
+TURN = ("lease", "tidy", "escalate", "send", "send", "cancel", "flush", "reconcile", "poll", "send")
 """What a process does all the time."""
 
 _LIFE = timedelta(hours=24)
@@ -90,6 +109,24 @@ FAULTS: Mapping[str, Callable[[], CreateError]] = {
     "unclear, created": lambda: CreateUnclearError("no clear answer: HTTP 504", status=504),
 }
 """What can come of the next create. Those that blame the content do it once, whatever is in it."""
+
+
+LIVE_FAULTS: Mapping[str, Callable[[], Exception | OutcomeKind]] = {
+    "400": lambda: OutcomeKind.ERRORED,
+    "401": unauthorized,
+    "429": lambda: limited(seconds=40),
+    "429 without a word": limited,
+    "500": failed,
+    "529": lambda: limited(status=529),
+    "spent": spent,
+    "not connected": not_connected,
+    "lost": lost,
+    "lost before": LostBeforeError,
+    "unforeseen": lambda: KeyError("usage"),
+}
+"""What can come of the next live call."""
+MOST_USD = Decimal(3)
+"""What the second router may spend on live calls a day: six calls, and those that are under way."""
 
 
 def fault_named(name: str) -> CreateError:
@@ -239,6 +276,7 @@ class Counted:
             if name == "create":
                 args = (args[0], _CountedBody(args[1], self._process))
             answer = method(*args, **options)
+            self._process.note(name, args, answer)
             # Between its last look at the lease and the end of its create a process must not stand
             # still for longer than the grace time: nobody could tell that it is not dead.
             self._process.count(f"after {name}", may_rest=name != "check_lease")
@@ -284,6 +322,8 @@ class Process:
     """So many of its next calls to the store find it locked."""
     met_lock: bool = False
     doing: list[str] = field(default_factory=list)
+    paid: Counter[str] = field(default_factory=Counter)
+    """Live answers that came and are not yet written, by request."""
 
     def __post_init__(self) -> None:
         world = self.router.world
@@ -295,6 +335,17 @@ class Process:
         self.clock = world.clock
         self.keeper = LeaseKeeper(store)
         self.flusher = Flusher(store, api, world.clock, limits, max_attempts=MAX_ATTEMPTS)
+        live: Any = Counted(world.live, self, is_store=False)
+        parts = make_escalation(
+            store,
+            live,
+            world.clock,
+            executor=Inline(),
+            classes=dict.fromkeys(CLASSES, DAILY),
+            most=MOST_USD if self.router.deletes else None,
+            max_attempts=MAX_ATTEMPTS,
+        )
+        self.sender, self.escalator = parts.sender, parts.escalator
         self.collector = Collector(
             store,
             api,
@@ -302,6 +353,7 @@ class Process:
             fixed_poll=True,
             max_attempts=MAX_ATTEMPTS,
             delete_after_collect=self.router.deletes,
+            leftover=self.escalator.leftover,
         )
         self.reconciler = Reconciler(
             store, api, world.clock, grace=GRACE, under_way=self.flusher.creator.under_way
@@ -322,6 +374,7 @@ class Process:
     def die(self) -> None:
         """Ends it between two calls."""
         self.dead = True
+        self._forget()
         if not self.doing:
             self.kept.close()
 
@@ -335,12 +388,45 @@ class Process:
             return
         if self.rest is None:
             self.dead = True
+            self._forget()
             raise Crash(name)
         if may_rest:
             rest, self.rest, self.fuse = self.rest, None, None
             rest()
             if self.dead:
                 raise Crash(name)
+
+    def note(self, name: str, args: tuple[Any, ...], answer: Any) -> None:
+        """Keeps the books of what was raced, called again, answered and written."""
+        match name:
+            case "call" if answer.kind is OutcomeKind.SUCCEEDED:
+                self.paid[args[1]] += 1
+            case "answer":
+                written = Counter(one.request_id for one in args[0] if one.kind is OutcomeKind.SUCCEEDED)
+                self.router.written += written
+                self.paid -= written
+            case "begin_calls":
+                self.router.again.update(call.request_id for call in answer if call.again)
+                begun = self.router.begun.setdefault(args[1], set())
+                begun.update(call.request_id for call in answer)
+            case "end_calls":
+                self.router.begun[args[1]] -= set(args[2])
+            case "release":
+                begun = self.router.begun.pop(args[1], set())
+                queued = {
+                    view.request_id
+                    for one in begun
+                    if (view := self.kept.find(one)) and view.state == "queued"
+                }
+                self.router.again.update(queued)
+            case "escalate_batch" if answer is not None:
+                self.router.raced.update(self.kept.unsettled(answer.batch_id))
+
+    def _forget(self) -> None:
+        """It is dead: so are the answers that it had not written."""
+        self.router.forgotten += self.paid
+        self.router.is_disturbed = True
+        self.paid = Counter()
 
     def meet_lock(self) -> None:
         """Other processes may keep the store locked."""
@@ -361,6 +447,8 @@ class Process:
             if part == "lease":
                 if self.keeper.run_once(self.clock.now()) is None:
                     self.flusher.creator.tidy(None)
+            elif part == "send":
+                self.sender.run_once()
             elif self.keeper.lease is not None:
                 self._work(part, self.keeper.lease)
         except LeaseLostError:
@@ -374,6 +462,8 @@ class Process:
         match part:
             case "tidy":
                 self.flusher.creator.tidy(lease)
+            case "escalate":
+                self.escalator.run_once(lease)
             case "cancel":
                 self.canceller.run_once(lease)
             case "flush":
@@ -404,12 +494,25 @@ class OneRouter:
         self.outcomes: dict[str, Outcome] = {}
         self.cursor = self.store.outcome_cursor()
         self.processes: list[Process] = []
+        self.raced: Counter[str] = Counter()
+        """How often each request was taken out of a batch that might answer."""
+        self.again: Counter[str] = Counter()
+        """How often it was to be sent again though the end of an earlier call for it was not known."""
+        self.begun: dict[str, set[str]] = {}
+        """Requests with an intent, by the id of their escalating batch."""
+        self.written: Counter[str] = Counter()
+        """Live answers that the store has, the wasted ones too."""
+        self.forgotten: Counter[str] = Counter()
+        """Live answers that a process died with."""
+        self.is_disturbed = False
+        """Whether a process died, or another one took over."""
         self.born = 0
         self.spawn()
 
     def spawn(self) -> Process:
         """Another process begins."""
         self.born += 1
+        self.is_disturbed = self.born > 1
         self.processes.append(Process(self, f"{self.name}-{self.born}"))
         return self.processes[-1]
 
@@ -418,12 +521,21 @@ class OneRouter:
         self.processes = [process for process in self.processes if not process.dead]
         return self.processes or [self.spawn()]
 
-    def submit(self, count: int, lane: Lane, latency: str, key: str | None, *, bad: bool) -> None:
+    def submit(
+        self,
+        count: int,
+        lane: Lane,
+        latency: str,
+        key: str | None,
+        *,
+        bad: bool,
+        window: timedelta = timedelta(days=1),
+    ) -> None:
         """Takes requests in; with a key, one."""
         now = self.world.clock.now()
         text = None if key is None else key
         requests = [
-            queued(text, lane=lane, latency=latency, key=key, accepted_at=now)
+            queued(text, lane=lane, latency=latency, key=key, accepted_at=now, window=window)
             for _ in range(1 if key else count)
         ]
         for accepted in self.store.enqueue(requests):
@@ -471,6 +583,7 @@ class World:
     def __init__(self, openings: Sequence[Callable[[], Store]]) -> None:
         self.clock = FakeClock()
         self.api = Workspace(self.clock)
+        self.live = FakeLiveApi()
         self.routers = [
             OneRouter(self, f"router{place}", opening, deletes=place == 1)
             for place, opening in enumerate(openings)
@@ -498,12 +611,23 @@ class World:
         """What must be true at any time."""
         for router in self.routers:
             router.check()
-        twice = {name: count for name, count in self.api.charges().items() if count > 1}
-        assert not twice, f"paid more than once: {twice}"
+        batches, live = self.api.charges(), self.live.charged
+        for router in self.routers:
+            for name in router.accepted:
+                # What nobody got to read was paid for all the same; it is looked at in the end.
+                delivered = batches[name] + router.written[name]
+                assert delivered <= 1 + router.raced[name] + router.again[name], f"paid twice: {name}"
+                in_memory = sum(process.paid[name] for process in router.processes if not process.dead)
+                known = router.written[name] + router.forgotten[name] + in_memory
+                assert live[name] == known + self.live.lost[name], f"an answer was dropped: {name}"
+                if not router.is_disturbed:
+                    assert router.again[name] <= self.live.unclear[name], f"called again for nothing: {name}"
 
     def drain(self) -> None:
         """With an API that is well, every request comes to its one end."""
         self.api.heal()
+        self.live.down = None
+        self.live.next.clear()
         for router in self.routers:
             for latency in CLASSES:
                 router.store.resume(latency)
@@ -538,7 +662,23 @@ class World:
             if self.api.now() - posted.created_at > _READABLE
             for one in posted.request_ids
         }
-        charged = self.api.charges()
+        batches = self.api.charges()
         for request_id, outcome in router.outcomes.items():
-            if request_id not in late:
-                assert (outcome.kind == "succeeded") == (charged[request_id] == 1), outcome
+            if request_id in late:
+                continue
+            delivered = batches[request_id] + router.written[request_id]
+            went_live = router.raced[request_id] or self.live.charged[request_id]
+            if outcome.kind == "succeeded":
+                assert delivered >= 1, outcome
+            elif not went_live:
+                assert delivered == 0, outcome
+        if not late:
+            self._check_tally(router, batches + router.written)
+
+    def _check_tally(self, router: OneRouter, delivered: Counter[str]) -> None:
+        """What was paid twice is counted, once."""
+        tallies = router.store.tally().values()
+        assert sum(tally.resent for tally in tallies) == router.again.total()
+        succeeded = {name for name, outcome in router.outcomes.items() if outcome.kind == "succeeded"}
+        wasted = sum(delivered[name] - (name in succeeded) for name in router.accepted)
+        assert sum(tally.wasted for tally in tallies) == wasted

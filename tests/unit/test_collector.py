@@ -11,7 +11,7 @@ import anthropic
 import httpx2
 import pytest
 
-from llmrouter.domain.batches import BatchState, ResultLine
+from llmrouter.domain.batches import Answer, BatchState, ResultLine
 from llmrouter.domain.requests import OutcomeKind
 from llmrouter.engine import collector as collecting
 from llmrouter.errors import LeaseLostError, StoreBusyError
@@ -24,7 +24,7 @@ from support.stores import FailingStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from llmrouter.domain.batches import Answer, Settled
+    from llmrouter.domain.batches import Settled
     from llmrouter.domain.requests import QueuedRequest
     from llmrouter.ports import Lease
     from support.batch_api import Posted
@@ -663,7 +663,7 @@ def test_a_delete_that_fails_is_tried_again_without_reading_again(arrives: bool)
 @pytest.mark.parametrize("delete", [True, False])
 @pytest.mark.parametrize("method", ["finish", "unsettled"])
 def test_a_process_that_ends_before_it_closes_a_batch_leaves_little_to_do(method: str, delete: bool) -> None:
-    """All is settled: the next one closes it, reads nothing again, and misses no batch that is deleted."""
+    """All is settled: the next one closes it, and misses no batch that is deleted."""
     store = FailingStore()
     bench, requests = in_flight(2, store=store, delete_after_collect=delete)
     bench.api.end()
@@ -676,8 +676,26 @@ def test_a_process_that_ends_before_it_closes_a_batch_leaves_little_to_do(method
     assert bench.collect() == 1
     assert bench.kinds(requests) == [OutcomeKind.SUCCEEDED] * 2
     assert bench.states() == []
-    assert bench.api.reads == 1
+    # What nobody remembers is read once more: all may have been answered live, and nothing of it be read.
+    assert bench.api.reads == (1 if delete and method == "finish" else 2)
     assert len(bench.api.posted) == 1
+
+
+def test_a_batch_whose_requests_were_answered_live_is_read_all_the_same() -> None:
+    """It is not closed before it has ended, and what it answers is counted as paid in vain."""
+    bench, requests = in_flight(3)
+    live = [
+        Answer(request_id=one.request_id, kind=OutcomeKind.SUCCEEDED, raw=b"{}", retry=False)
+        for one in requests
+    ]
+    bench.store.answer(live, bench.clock.now())
+
+    assert bench.collect() == 0
+    assert bench.states() == [BatchState.IN_FLIGHT]
+    bench.api.end()
+    assert bench.collect() == 1
+    assert bench.api.reads == 1
+    assert bench.store.tally()["daily"].wasted == 3
 
 
 def test_given_up_requests_end_as_canceled() -> None:

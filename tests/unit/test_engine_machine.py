@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from llmrouter.stores import framing
 from llmrouter.stores.disk import DiskStore
 from llmrouter.stores.memory import MemoryStore
-from support.engine_world import CALLS, CLASSES, FAULTS, LANES, PARTS, TURN, World
+from support.engine_world import CALLS, CLASSES, FAULTS, LANES, LIVE_FAULTS, PARTS, TURN, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +47,15 @@ SPANS = st.sampled_from(
             {"days": 3},
             {"days": 9},
         )
+    ]
+)
+WINDOWS = st.sampled_from(
+    [
+        *[timedelta(days=1)] * 3,
+        timedelta(days=7),
+        timedelta(hours=1),
+        timedelta(minutes=30),
+        timedelta(minutes=10),
     ]
 )
 PICK = st.integers(0, 3)
@@ -119,12 +128,13 @@ class EngineMachine(RuleBasedStateMachine):
         latency=st.sampled_from(CLASSES),
         key=st.sampled_from([None, None, None, "k1", "k2"]),
         bad=st.sampled_from([False] * 5 + [True]),
+        window=WINDOWS,
     )
-    def submit(self, which, count, lane, latency, key, bad) -> None:
+    def submit(self, which, count, lane, latency, key, bad, window) -> None:
         """Requests come in; some of them the API will not take."""
         if key is not None:
             latency = CLASSES[0]
-        self.router(which).submit(1 if bad else count, lane, latency, key, bad=bad)
+        self.router(which).submit(1 if bad else count, lane, latency, key, bad=bad, window=window)
 
     @rule(which=WHICH, times=st.integers(1, 4))
     def take_turns(self, which: int, times: int) -> None:
@@ -138,20 +148,23 @@ class EngineMachine(RuleBasedStateMachine):
         """A process does some of its work."""
         self.run(self.process(which, pick), part)
 
-    @rule(which=WHICH, pick=PICK, at=MOMENT)
-    def work_and_die(self, which: int, pick: int, at: tuple[str, int | str]) -> None:
+    @rule(which=WHICH, pick=PICK, at=MOMENT, presses=st.booleans())
+    def work_and_die(self, which: int, pick: int, at: tuple[str, int | str], presses: bool) -> None:
         """A process is killed in the middle of it."""
         process = self.process(which, pick)
         process.run("lease")
+        self.press(which, process, at, presses=presses)
         part, process.fuse = at
         process.rest = None
         self.run(process, part)
         process.fuse = None
 
-    @rule(which=WHICH, pick=PICK, at=MOMENT, meanwhile=MEANWHILE)
-    def work_and_rest(self, which: int, pick: int, at: tuple[str, int | str], meanwhile) -> None:
+    @rule(which=WHICH, pick=PICK, at=MOMENT, meanwhile=MEANWHILE, presses=st.booleans())
+    def work_and_rest(self, which: int, pick: int, at: tuple[str, int | str], meanwhile, presses) -> None:
         """A process stands still in the middle of it, and the others go on. Then it wakes up."""
         process = self.process(which, pick)
+        process.run("lease")
+        self.press(which, process, at, presses=presses)
 
         def rest() -> None:
             for other, what, span in meanwhile:
@@ -160,10 +173,12 @@ class EngineMachine(RuleBasedStateMachine):
 
         self.run_and_rest(process, at, rest)
 
-    @rule(which=WHICH, pick=PICK, at=MOMENT, flushes=st.booleans())
-    def work_and_be_overtaken(self, which: int, pick: int, at: tuple[str, int | str], flushes: bool) -> None:
+    @rule(which=WHICH, pick=PICK, at=MOMENT, flushes=st.booleans(), presses=st.booleans())
+    def work_and_be_overtaken(self, which: int, pick: int, at, flushes: bool, presses: bool) -> None:
         """Another process has the lease and has cleared up by the time it wakes up."""
         process = self.process(which, pick)
+        process.run("lease")
+        self.press(which, process, at, presses=presses)
         router = self.router(which)
 
         def rest() -> None:
@@ -171,7 +186,9 @@ class EngineMachine(RuleBasedStateMachine):
             other = others[0] if others else router.spawn()
             for seconds in (35, 10, 130):
                 self.world.advance(timedelta(seconds=seconds))
-                other.run("lease", "tidy", "reconcile", "poll", *(["flush"] if flushes else []))
+                other.run("lease", "tidy", "escalate", "send", "send", "reconcile", "poll")
+                if flushes:
+                    other.run("flush")
 
         self.run_and_rest(process, at, rest)
 
@@ -226,6 +243,25 @@ class EngineMachine(RuleBasedStateMachine):
     def spoil_creates(self, faults: list[str]) -> None:
         """The next creates go wrong."""
         self.world.api.faults = faults
+
+    @rule(faults=st.lists(st.sampled_from([None, *sorted(LIVE_FAULTS)]), min_size=1, max_size=4))
+    def spoil_calls(self, faults: list[str | None]) -> None:
+        """The next live calls go wrong."""
+        self.world.live.next.clear()
+        self.world.live.next.extend(None if fault is None else LIVE_FAULTS[fault]() for fault in faults)
+
+    @rule(fault=st.sampled_from([None, None, *sorted(LIVE_FAULTS)]))
+    def spoil_all_calls(self, fault: str | None) -> None:
+        """The live API is not well, or well again."""
+        self.world.live.down = None if fault is None else LIVE_FAULTS[fault]()
+
+    @rule(which=WHICH, minutes=st.sampled_from([0, 8, 45, 70, 1400]), times=st.integers(1, 3))
+    def let_deadlines_press(self, which: int, minutes: int, times: int) -> None:
+        """Time passes to about the latest start of something, and a process works on."""
+        self.world.advance(timedelta(minutes=minutes))
+        for _ in range(times):
+            self.process(which, 0).run(*TURN)
+            self.world.advance(timedelta(seconds=20))
 
     @rule(seconds=st.sampled_from([0, 30, 110]))
     def lag(self, seconds: int) -> None:
@@ -290,6 +326,14 @@ class EngineMachine(RuleBasedStateMachine):
         alive = self.router(which).alive()
         return alive[pick % len(alive)]
 
+    def press(self, which: int, process: Process, at: tuple[str, int | str], *, presses: bool) -> None:
+        """Sees to it, perhaps, that there is something to do for what decides, or for what sends."""
+        part, _ = at
+        if presses and part in ("escalate", "send"):
+            self.router(which).submit(3, LANES[0], CLASSES[0], None, bad=False, window=timedelta(minutes=10))
+            if part == "send":
+                process.run("escalate", "send", "escalate")
+
     def run_and_rest(self, process: Process, at: tuple[str, int | str], rest: Callable[[], None]) -> None:
         process.run("lease")
         part, process.fuse = at
@@ -346,3 +390,54 @@ def test_each_request_ends_once_and_is_paid_once_on_disk(tmp_path_factory: pytes
 
     examples = SETTINGS.max_examples // 25
     run_state_machine_as_test(machine, settings=settings(SETTINGS, max_examples=examples))
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.integers(0, 40),  # the minute
+        st.integers(1, 6),
+        st.sampled_from([timedelta(minutes=minutes) for minutes in (5, 14, 20, 45, 60)]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+TAKES = st.lists(st.sampled_from([1, 4, 15, 50, 1000]), min_size=1, max_size=4)
+"""Minutes that batches take, by turns; and their cancels."""
+STEP = timedelta(seconds=20)
+
+
+@settings(SETTINGS, max_examples=max(100, SETTINGS.max_examples // 10))
+@given(
+    arrivals=ARRIVALS,
+    takes=TAKES,
+    cancels=TAKES,
+    troubles=st.lists(st.sampled_from(["429", "500", "lost", "not connected"]), max_size=2),
+)
+def test_what_is_insured_makes_its_deadline(arrivals, takes, cancels, troubles) -> None:
+    """However long batches and their cancels take, and with some calls that fail."""
+    store = MemoryStore()
+    world = World([lambda: store])
+    router = world.routers[0]
+    process = router.alive()[0]
+    world.live.next.extend(LIVE_FAULTS[one]() for one in troubles)
+    due = sorted(arrivals, key=lambda one: one[0])
+    began = world.clock.now()
+    while due or router.open_ids():
+        assert world.clock.now() - began < timedelta(hours=3), "never answered"
+        while due and world.clock.now() - began >= timedelta(minutes=due[0][0]):
+            _, count, window = due.pop(0)
+            router.submit(count, LANES[0], CLASSES[0], None, bad=False, window=window)
+        process.run(*TURN)
+        world.advance(STEP)
+        for place, posted in enumerate(world.api.posted):
+            after = timedelta(minutes=takes[place % len(takes)])
+            asked = timedelta(minutes=cancels[place % len(cancels)])
+            canceled = posted.canceled_at is not None and world.api.now() - posted.canceled_at >= asked
+            if posted.ended_at is None and (canceled or world.api.now() - posted.created_at >= after):
+                world.api.finish(posted, [("canceled", None)] if canceled else [SUCCEEDED])
+        world.check()
+
+    missed = [one for one in router.outcomes.values() if one.settled_at > one.deadline_at]
+    assert [one for one in missed if one.insured] == []
+    assert {one.kind for one in router.outcomes.values()} == {"succeeded"}
+    assert missed == [], "a load that can be insured"

@@ -21,6 +21,7 @@ from llmrouter.worker import Worker
 from support.batch_api import FakeBatchApi
 from support.clocks import START, FakeClock
 from support.engine import LEASE, Bench, allow, lose_answer, make_engine, refuse
+from support.live_api import FakeLiveApi
 from support.requests import LANE, OTHER_LANE, queued
 from support.stores import FailingStore
 from support.waiting import wait_until
@@ -370,7 +371,7 @@ def test_a_create_that_hangs_keeps_no_other_class_or_lane_from_leaving(make: Mak
         store.enqueue([own_queued()])
         worker.flush(wait=False)
         wait_until(lambda: len(api.posted) == 2, what="the other class, asked for")
-        store.enqueue([queued(latency="yearly", window=timedelta(minutes=1))])
+        store.enqueue([queued(latency="yearly", window=timedelta(hours=3))])
         wait_until(lambda: len(api.posted) == 3, what="the other class, before its deadline")
     wait_until(lambda: len(api.posted) == 4, what="the create that hung")
 
@@ -448,7 +449,7 @@ def test_a_paused_class_is_not_flushed(make: Make, api: FakeBatchApi) -> None:
     worker = make(store, own_class("often", Interval(every=SHORT)), own_class("other", Interval(every=SHORT)))
     worker.start()
     store.pause("often", START)
-    paused = queued(latency="often", window=timedelta(minutes=1))
+    paused = queued(latency="often", window=timedelta(hours=1))
     store.enqueue([paused])
     worker.flush()
     for _ in range(3):
@@ -676,3 +677,41 @@ def test_a_refusal_of_an_earlier_lease_does_not_lose_this_one() -> None:
     store.release_lease(keeper.lease)
     keeper.lose()
     assert keeper.lease is None
+
+
+def test_what_has_no_time_for_a_batch_is_answered_live(clock: FakeClock, api: FakeBatchApi) -> None:
+    """By the clockwork alone; and stopping waits for what is under way."""
+    store, live = MemoryStore(), FakeLiveApi()
+    engine = make_engine(store, api, clock, own_class("yearly", YEARLY), live=live)
+    worker = Worker(engine, poll=SHORT, timezone=ZoneInfo("UTC"))
+    worker.start()
+    request = queued(latency="yearly", window=timedelta(minutes=5))
+    store.enqueue([request])
+    wait_until(lambda: list(store.outcomes([request.request_id])), what="the answer")
+    live.slow = True
+    other = queued(latency="yearly", window=timedelta(minutes=5))
+    store.enqueue([other])
+    wait_until(lambda: len(live.began) == 2, what="the call")
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    live.let_go()
+    stopping.join(30)
+
+    assert not stopping.is_alive()
+    assert list(store.outcomes([other.request_id]))
+    assert (api.posted, store.open_batches()) == ([], [])
+
+
+def test_a_problem_of_the_sender_is_told_until_it_is_over(clock: FakeClock, api: FakeBatchApi) -> None:
+    """Answers that cannot be written were paid for."""
+    store = FailingStore()
+    engine = make_engine(store, api, clock, own_class("yearly", YEARLY))
+    worker = Worker(engine, poll=SHORT, timezone=ZoneInfo("UTC"))
+    store.failures = {"answer": [StoreBusyError("locked")] * 2}
+    worker.start()
+    request = queued(latency="yearly", window=timedelta(minutes=5))
+    store.enqueue([request])
+    wait_until(lambda: "locked" in worker.problems.get("escalate", ""), what="the problem")
+    wait_until(lambda: list(store.outcomes([request.request_id])), what="the answer")
+    wait_until(lambda: worker.problems == {}, what="the problem to pass")
+    worker.stop()

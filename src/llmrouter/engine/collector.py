@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from llmrouter.domain.batches import (
     is_overdue,
     request_id_of,
 )
+from llmrouter.domain.blocks import Leftover, Reason
 from llmrouter.domain.requests import OutcomeKind
 from llmrouter.domain.scheduling import poll_interval
 from llmrouter.engine.origins import brief, origin
@@ -72,6 +74,7 @@ class Collector:
         max_attempts: int,
         delete_after_collect: bool = False,
         on_settled: Callable[[], None] = lambda: None,
+        leftover: Callable[[Batch], Leftover] = lambda _: Leftover.BATCH,
     ) -> None:
         """Makes a collector.
 
@@ -83,6 +86,7 @@ class Collector:
             max_attempts: Batches that a request may be in before a passing error is its outcome.
             delete_after_collect: Delete a batch at the API when all its results are stored.
             on_settled: Called after each settle, so that waiting futures can be looked after.
+            leftover: Says where the requests go that a batch did not answer.
         """
         self._store = store
         self._api = api
@@ -91,11 +95,14 @@ class Collector:
         self._max_attempts = max_attempts
         self._delete = delete_after_collect
         self._on_settled = on_settled
+        self._leftover = leftover
         self._looked_at: dict[str, float] = {}
         self._absent: dict[str, _Watch] = {}
         self._short: dict[str, _Watch] = {}
         self._alarmed_at: dict[str, float] = {}
         self._reads: Counter[str] = Counter()
+        self._read_whole: dict[str, int] = {}
+        """Batches all of whose results are stored, but which could not be closed yet: wasted answers."""
 
     def run_once(self, lease: Lease) -> int:
         """Polls the batches whose turn it is, and collects those that ended.
@@ -150,9 +157,11 @@ class Collector:
 
     def _look_after(self, lease: Lease, batch: Batch, described: ProviderBatch | None) -> bool:
         """Does what is to be done with one batch now. True when it was collected whole."""
-        if self._is_settled(batch):  # A process ended just before it could finish it.
-            return self._finish(lease, batch, described)
+        if batch.batch_id in self._read_whole:
+            return self._finish(lease, replace(batch, wasted=self._read_whole[batch.batch_id]), described)
         if described is None:
+            if self._delete and self._is_settled(batch) and not self._is_raced(batch):
+                return self._finish(lease, batch, None)  # A process ended between its deletion and this.
             ends_at = batch.expires_at or (batch.created_at or batch.claimed_at) + timedelta(days=1)
             return self._is_gone(batch, ends_at) and self._give_up(lease, batch)
         self._alarm(batch)
@@ -164,29 +173,64 @@ class Collector:
     def _collect(self, lease: Lease, batch: Batch, described: ProviderBatch) -> bool:
         """Settles what the results say; False when they have to be read again."""
         known = {"batch_id": batch.batch_id, "latency": batch.latency}
+        read = _Reading(goes_live=self._leftover(batch) is Leftover.LIVE)
         try:
             lines = self._api.results(batch.lane, described.provider_batch_id)
-            self._settle_all(lease, batch, self._answers(batch, lines))
+            wasted = self._settle_all(lease, batch, self._answers(batch, lines, read))
         except anthropic.APIError as error:
             log.warning("could not read the results: %s", brief(error), extra=known)
             kept_until = (batch.created_at or batch.claimed_at) + RESULTS_KEPT
             return self._is_gone(batch, kept_until) and self._give_up(lease, batch)
         self._absent.pop(batch.batch_id, None)
-        if not self._is_settled(batch):
+        if read.going:
+            self._let_go(lease, batch, read.going)
+        if read.failed:
+            self._let_fail(lease, batch, read.failed)
+        if not self._is_settled(batch) or (read.lines < batch.request_count and self._is_raced(batch)):
             if not self._is_missing(batch):
                 log.warning("the results lack some requests; they will be read again", extra=known)
                 return False
             self._settle_all(lease, batch, self._missing(batch, retry=True))
-        return self._finish(lease, batch, described)
+        self._read_whole[batch.batch_id] = wasted
+        return self._finish(lease, replace(batch, wasted=wasted), described)
+
+    def _let_go(self, lease: Lease, batch: Batch, going: set[str]) -> None:
+        """Lets requests go live that their batch did not answer, and that have no time for another one."""
+        if going.issuperset(self._store.unsettled(batch.batch_id)):
+            self._store.escalate_batch(
+                lease,
+                batch.batch_id,
+                into=f"batch_{secrets.token_hex(10)}",
+                reason=batch.reason or Reason.LITTLE_LEFT,
+                insured=batch.insured,
+                now=self._clock.now(),
+            )
+            failpoints.reach("escalating")
+            log.info("%d requests of a batch go live", len(going), extra={"batch_id": batch.batch_id})
+        # What is still there was given up; or some lines are missing, and the others wait for the escalator.
+        again = (Answer(request_id=one, kind=OutcomeKind.CANCELED, raw=b"", retry=True) for one in going)
+        self._settle_all(lease, batch, again)
+
+    def _let_fail(self, lease: Lease, batch: Batch, failed: list[Answer]) -> None:
+        """Ends requests that have failed too often, but for those that have gone live meanwhile."""
+        left = {*self._store.unsettled(batch.batch_id)}
+        self._settle_all(lease, batch, (answer for answer in failed if answer.request_id in left))
 
     def _is_settled(self, batch: Batch) -> bool:
         return next(iter(self._store.unsettled(batch.batch_id)), None) is None
+
+    def _is_raced(self, batch: Batch) -> bool:
+        """Whether its requests have just gone over to live calls: its answers still count."""
+        stored = self._store.find_batch(batch.batch_id)
+        return stored is not None and stored.escalated_at is not None
 
     def _finish(self, lease: Lease, batch: Batch, described: ProviderBatch | None) -> bool:
         """Closes a batch all of whose results are stored; deletes it at the API first, where that is set."""
         failpoints.reach("settled")
         known = {"batch_id": batch.batch_id, "latency": batch.latency}
         if self._delete:
+            if batch.wasted:  # Or it would be forgotten if this process ended after the deletion.
+                self._store.update_batch(lease, batch)
             try:
                 self._api.delete(batch.lane, batch.provider_batch_id or "")
             except anthropic.APIError as error:
@@ -195,6 +239,7 @@ class Collector:
             failpoints.reach("deleting")
         ended_at = described.ended_at if described else None
         self._store.finish(lease, replace(batch, ended_at=ended_at or self._clock.now()))
+        self._read_whole.pop(batch.batch_id, None)
         for kept in (self._reads, self._looked_at, self._short, self._absent, self._alarmed_at):
             kept.pop(batch.batch_id, None)
         log.info("collected a batch of %d requests", batch.request_count, extra=known)
@@ -245,26 +290,42 @@ class Collector:
         short = self._short.setdefault(batch.batch_id, _Watch(now)).look(now)
         return short >= SHORT_PATIENCE and self._reads[batch.batch_id] >= MAX_READS
 
-    def _settle_all(self, lease: Lease, batch: Batch, answers: Iterator[Answer]) -> None:
+    def _settle_all(self, lease: Lease, batch: Batch, answers: Iterator[Answer]) -> int:
+        """Answers with how many of them were wasted."""
+        wasted = 0
         while chunk := list(_chunk(answers)):
             settled = self._store.settle(lease, batch.batch_id, chunk, self._clock.now())
+            wasted += settled.wasted
             if settled.unknown:
                 log.warning("%d results are of no request in the batch", settled.unknown)
             failpoints.reach("half-settled")
             self._on_settled()
+        return wasted
 
-    def _answers(self, batch: Batch, lines: Iterable[ResultLine]) -> Iterator[Answer]:
+    def _answers(self, batch: Batch, lines: Iterable[ResultLine], read: _Reading) -> Iterator[Answer]:
+        """The answers of some lines, but for those that `read` takes."""
         for line in lines:
             request_id = request_id_of(line.custom_id, batch.nonce)
             if request_id is None:
                 log.warning("a result of batch %s is of no request of ours", batch.batch_id)
                 continue
-            yield Answer(
+            read.lines += 1
+            passes = self._passes(line)
+            if passes and read.goes_live:
+                read.going.add(request_id)
+                continue
+            # What was recalled here did not fail, however often that was.
+            recalled = batch.recalled_at is not None and line.kind is OutcomeKind.CANCELED
+            answer = Answer(
                 request_id=request_id,
                 kind=line.kind or OutcomeKind.ERRORED,
                 raw=line.raw,
-                retry=self._passes(line) and self._may_retry(batch, request_id),
+                retry=passes and (recalled or self._may_retry(batch, request_id)),
             )
+            if passes and not answer.retry:
+                read.failed.append(answer)
+            else:
+                yield answer
 
     def _missing(self, batch: Batch, *, retry: bool) -> Iterator[Answer]:
         """Answers for requests that the results never mention."""
@@ -283,6 +344,20 @@ class Collector:
 
     def _may_retry(self, batch: Batch, request_id: str) -> bool:
         return batch.attempts.get(request_id, 0) + 1 < self._max_attempts
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What a reading of results came to, besides answers."""
+
+    goes_live: bool
+    """Whether what must be sent again goes live."""
+    lines: int = 0
+    """Of requests of the batch."""
+    going: set[str] = field(default_factory=set)
+    """Requests that go live."""
+    failed: list[Answer] = field(default_factory=list)
+    """Of requests that were in too many batches: their outcomes, unless something else became of them."""
 
 
 @dataclass(slots=True)

@@ -123,9 +123,17 @@ class Creator:
             self._store.check_lease(lease)
             if self._clock.now() - batch.claimed_at > CREATE_WITHIN or self._clock.monotonic() > give_up_at:
                 raise CreateRefusedError(f"the batch was not created: it took longer than {CREATE_WITHIN}")
+            self._check_not_raced(batch)
 
         give_up_at = self._clock.monotonic() + CREATE_WITHIN.total_seconds()
+        self._check_not_raced(batch)
         return _GuardedBody(self._store.body(batch), check)
+
+    def _check_not_raced(self, batch: Batch) -> None:
+        """Refuses a batch whose requests have gone live: all would be paid twice, and bodies may be gone."""
+        stored = self._store.find_batch(batch.batch_id)
+        if stored is not None and stored.escalated_at is not None:
+            raise CreateRefusedError("the batch was not created: its requests have gone live")
 
     def _in_doubt(self, batch: Batch) -> Batch:
         return replace(batch, state=BatchState.IN_DOUBT, in_doubt_at=self._clock.now())

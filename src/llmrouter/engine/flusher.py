@@ -16,12 +16,13 @@ from llmrouter.engine.creator import Creator
 from llmrouter.engine.holds import Holds
 from llmrouter.engine.suspects import MOST_ASIDE, Search, is_to_blame
 from llmrouter.engine.unanswered import refused_answer
-from llmrouter.errors import CreateRefusedError, LeaseLostError
+from llmrouter.errors import CreateRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from llmrouter.domain.batches import Batch
+    from llmrouter.domain.requests import Waiting
     from llmrouter.domain.scheduling import Flush
     from llmrouter.ports import BatchApi, Clock, Lease, Store
 
@@ -33,8 +34,8 @@ log = logging.getLogger("llmrouter.engine")
 class Flusher:
     """Turns what waits into batches at the API, each created once.
 
-    Lanes and classes may leave side by side, each in its thread; one of them leaves in one thread
-    at a time, since two would only split its batches.
+    Backlogs of different lanes, classes or models may leave side by side, each in its thread; one of them
+    leaves in one thread at a time, since two would only split its batches.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Flusher:
         limits: Mapping[str, BatchLimits],
         *,
         max_attempts: int,
+        warm: Callable[[Waiting], object] = lambda _: None,
     ) -> None:
         """Makes a flusher.
 
@@ -55,14 +57,17 @@ class Flusher:
             limits: The largest batch of each latency class.
             max_attempts: How often a request that is refused alone, with nothing to compare it
                 with, is tried before that is its outcome.
+            warm: Called with a backlog some of whose prompts begin alike, right before its first batch
+                is claimed. It is waited for.
         """
         self.store = store
         self.clock = clock
         self.max_attempts = max_attempts
+        self.warm = warm
         self._api = api
         self._limits = limits
-        self._turns: dict[tuple[str, str], threading.Lock] = {}
-        self._searches: dict[tuple[str, str], Search] = {}
+        self._turns: dict[tuple[str, ...], threading.Lock] = {}
+        self._searches: dict[tuple[str, ...], Search] = {}
         self.creator = Creator(store, api, clock)
         self.holds = Holds(clock)
         self.stopping = threading.Event()
@@ -79,7 +84,7 @@ class Flusher:
             StoreError: The store cannot be used now. What was created is recorded as soon as it can.
         """
         waiting = flush.waiting
-        name = (waiting.lane.lane_id, waiting.latency)
+        name = flush.name
         with self._turns.setdefault(name, threading.Lock()):
             if not self._api.serves(waiting.lane):
                 return 0
@@ -97,6 +102,7 @@ class _Departure:
         self._store, self._clock = flusher.store, flusher.clock
         self._creator, self._holds = flusher.creator, flusher.holds
         self._max_attempts, self._stopping = flusher.max_attempts, flusher.stopping
+        self._warm = flusher.warm
         self._lease = lease
         self._waiting, self._reason = flush.waiting, flush.reason
         self._search = search
@@ -108,6 +114,8 @@ class _Departure:
     def run(self) -> int:
         """Sends batch after batch, until nothing is left or the lane has to wait."""
         try:
+            if self._waiting.prefixes and self._may_go_on():
+                self._warm_up()
             while self._may_go_on() and self._send_one():
                 pass
             self._judge_aside()
@@ -127,6 +135,15 @@ class _Departure:
         # What is left of a full backlog waits for company again.
         rest = self._reason is FlushReason.FULL and self._created > 0
         return not rest or self._left >= self._limits().max_requests
+
+    def _warm_up(self) -> None:
+        """Warms the prompt cache. The lease is looked at first: another process would do it, too."""
+        self._store.check_lease(self._lease)
+        try:
+            self._warm(self._waiting)
+        except Exception as error:  # noqa: BLE001  (whatever is wrong with its warm-up, the backlog leaves)
+            known = {"lane": self._lane_id, "latency": self._waiting.latency}
+            log.warning("the prompt cache was not warmed (%s)", type(error).__name__, extra=known)
 
     def _limits(self) -> BatchLimits:
         limit = self._search.limit
@@ -221,7 +238,9 @@ class _Departure:
         while aside:
             batch, refusal = aside[0]
             request_id = self._only_request(batch)
-            rounds = self._search.rounds[request_id] = self._search.rounds.get(request_id, 0) + 1
+            rounds = 0 if request_id is None else self._search.rounds.get(request_id, 0) + 1
+            if request_id is not None:
+                self._search.rounds[request_id] = rounds
             if rounds >= self._max_attempts and not many:
                 self._fail(batch, refusal)
             else:
@@ -233,6 +252,9 @@ class _Departure:
         """Gives the only request of a refused batch the API's error."""
         with self._dealing_with(batch):
             request_id = self._only_request(batch)
+            if request_id is None:
+                self._store.release(self._lease, batch.batch_id)
+                return
             answer = refused_answer(request_id, refusal)
             self._store.settle(self._lease, batch.batch_id, [answer], self._clock.now())
             self._store.finish(self._lease, batch)
@@ -251,13 +273,6 @@ class _Departure:
         finally:
             self._creator.drop(batch.batch_id)
 
-    def _only_request(self, batch: Batch) -> str:
-        """The request of a refused batch.
-
-        Raises:
-            LeaseLostError: Whoever works on the store now has dealt with it.
-        """
-        request_id = next(self._store.unsettled(batch.batch_id), None)
-        if request_id is None:
-            raise LeaseLostError(f"{batch.batch_id} was dealt with by another process")
-        return request_id
+    def _only_request(self, batch: Batch) -> str | None:
+        """The request of a refused batch; None when it goes live meanwhile."""
+        return next(iter(self._store.unsettled(batch.batch_id)), None)
