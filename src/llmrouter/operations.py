@@ -11,7 +11,6 @@ from llmrouter.domain.batches import Canceled
 from llmrouter.domain.latency import REAL_TIME
 from llmrouter.domain.reporting import EngineReport
 from llmrouter.domain.requests import OutcomeKind, RequestState
-from llmrouter.domain.scheduling import Margin
 from llmrouter.errors import (
     InvalidRequestError,
     LeaseLostError,
@@ -25,8 +24,11 @@ from llmrouter.reports.why import Case, why, why_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from datetime import date
 
     from llmrouter.domain.requests import Lane, Outcome, RequestView
+    from llmrouter.domain.runs import RunProgress
+    from llmrouter.domain.traffic import TrafficRow
     from llmrouter.engine.lease import LeaseKeeper
     from llmrouter.lifetime import Lifetime
     from llmrouter.ports import Clock, Lease
@@ -49,6 +51,12 @@ class Operations:
         self._store = parts.store
         self._lifetime = lifetime
         self._worker = lifetime.worker
+
+    def traffic(self, since: date | None) -> list[TrafficRow]:
+        """See `Router.traffic`."""
+        if self._parts.observer is not None:
+            self._parts.observer.flush()
+        return self._store.traffic(since)
 
     def flush(self, *, wait: bool = True) -> int:
         """See `Router.flush`; without ``wait`` for the creates the answer is 0."""
@@ -84,9 +92,20 @@ class Operations:
         own = None
         if worker is not None:
             holds = tuple(worker.holds.values())
-            own = EngineReport(at=now, holds=holds, problems=dict(worker.problems))
+            own = EngineReport(at=now, holds=holds, problems=dict(worker.problems), live=worker.live)
         working = worker is not None and worker.working
-        return describe(self._store, now, working=working, serves=self._serves, own=own)
+        classes = self._parts.settings.classes.items()
+        return describe(
+            self._store,
+            now,
+            working=working,
+            serves=self._serves,
+            carries=self._parts.carries,
+            own=own,
+            budgets={
+                name: one.max_escalation_usd for name, one in classes if one.max_escalation_usd is not None
+            },
+        )
 
     def why(self, request_id: str) -> str:
         """See `Router.why`."""
@@ -94,9 +113,9 @@ class Operations:
         if view is None:
             raise UnknownRequestError(why_unknown(request_id))
         status = self.status()
-        settings = self._parts.settings.policy
-        margin = Margin(at_least=settings.margin_min, at_most=settings.margin_max)
+        margin = self._parts.settings.margin
         outcome = self._outcome(view)
+        batch = self._batch(outcome.batch_id if outcome else view.batch_id, status)
         return why(
             Case(
                 request=view,
@@ -104,7 +123,8 @@ class Operations:
                 latency=self._parts.routing.classes.get(view.latency),
                 danger_at=view.deadline_at - margin.of(view.deadline_at - view.accepted_at),
                 has_credential=self._has_credential(),
-                batch=self._batch(outcome.batch_id if outcome else view.batch_id, status),
+                batch=batch,
+                raced=self._batch(batch.raced if batch else None, status),
                 outcome=outcome,
                 error=self._error_name(outcome),
             )
@@ -120,6 +140,10 @@ class Operations:
         if found is None:
             raise UnknownRequestError(f"the store has no batch {batch!r}")
         return list(self._store.unsettled(found.batch_id))
+
+    def runs(self) -> list[RunProgress]:
+        """See `Router.runs`."""
+        return self._store.runs()
 
     def cancel(self, request_ids: str | Iterable[str] | None, key: str | None, batch: str | None) -> Canceled:
         """See `Router.cancel`."""
@@ -185,7 +209,10 @@ class Operations:
 
     def _batch(self, batch_id: str | None, status: RouterStatus) -> BatchStatus | None:
         found = self._store.find_batch(batch_id) if batch_id is not None else None
-        return None if found is None else describe_batch(found, status.at, served=self._serves(found.lane))
+        if found is None:
+            return None
+        served, batch_only = self._serves(found.lane), not self._parts.carries(found.lane)
+        return describe_batch(found, status.at, served=served, batch_only=batch_only)
 
     def _error_name(self, outcome: Outcome | None) -> str | None:
         if outcome is None or outcome.kind is not OutcomeKind.ERRORED:

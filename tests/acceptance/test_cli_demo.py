@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -25,7 +26,10 @@ def rows_of(table: str) -> dict[str, list[str]]:
 
 
 def test_the_demo_shows_a_table_and_proves_it(cli: Cli) -> None:
-    """Every class has its row; by the sandbox's books each was charged once; a kept store is named."""
+    """Every class has its row; by the sandbox's books each was charged; a kept store is named.
+
+    What a live call and a batch both answered is charged twice; the router has counted it.
+    """
     ended = cli.run("demo", "--requests", "200", "--keep")
     assert ended.code == 0, ended.err
     rows = rows_of(ended.out)
@@ -34,7 +38,11 @@ def test_the_demo_shows_a_table_and_proves_it(cli: Cli) -> None:
     assert rows["daily"][-2:] == ["50", "%"]
     assert rows["total"][0] == "200"
     assert "simulated time" in ended.out
-    assert "The sandbox's own books: 200 submitted, 200 answered, 200 charged, none twice." in ended.out
+    books = re.search(
+        r"books: 200 submitted, 200 answered, 200 charged, (none|\d+) twice\.$", ended.out, re.MULTILINE
+    )
+    assert books is not None, ended.out
+    assert (books[1] == "none") or "a live call overtook its batch" in ended.out
     assert max(map(len, ended.out.splitlines())) <= 80
     url = ended.err.partition("llmrouter status --store ")[2].split()[0]
     with Router(Anthropic(api_key="any"), store=url, worker=False) as router:
@@ -50,6 +58,13 @@ def test_ctrl_c_ends_the_demo(cli: Cli) -> None:
     assert (ended.code, ended.err.splitlines()[-1]) == (130, "stopped")
     assert "Traceback" not in ended.err
     assert list(cli.folder.iterdir()) == []
+
+
+def test_what_the_router_itself_counts_twice_is_no_surprise() -> None:
+    """The proof allows as much as that, and no more."""
+    charged = Counter(["a", "a", "b"])
+    assert account_of_books({"a", "b"}, 2, charged, known_twice=1)[1]
+    assert not account_of_books({"a", "b"}, 2, Counter(["a", "a", "a", "b"]), known_twice=1)[1]
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,21 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from anthropic import Anthropic
 from cli_support import Cli, Ended, make_request, read_lines, wait_until, write_lines
 
+from llmrouter import Router
+from llmrouter.domain.blocks import Reason
 from llmrouter.sandbox import Fault, Sandbox, params_hash
 
 if TYPE_CHECKING:
     from cli_support import Running
+
+    from llmrouter.reports.status import BatchStatus
 
 HOUR = timedelta(hours=1)
 
@@ -248,3 +253,51 @@ def _drain(terminal: int) -> None:
             pass
     except OSError:  # The other end is closed.
         os.close(terminal)
+
+
+def never_flush(cli: Cli, deadline: str) -> None:
+    """A class of its own that leaves once a year, so that only its deadline gets it anywhere."""
+    cli.env |= {
+        "LLMROUTER_CLASSES__SOON__DEADLINE": deadline,
+        "LLMROUTER_CLASSES__SOON__FLUSH": "0 0 1 1 *",
+    }
+
+
+def test_what_has_no_time_for_a_batch_goes_live_and_is_priced_so(cli: Cli, quick_api: Sandbox) -> None:
+    """The summary says how many went live; they are answered, and paid once."""
+    never_flush(cli, "10m")
+    write_lines(cli.folder / "in.jsonl", [make_request(f"number {n}") for n in range(3)])
+    ended = cli.run("run", "in.jsonl", "-o", "out.jsonl", "--latency", "soon")
+
+    assert ended.code == 0, ended.err
+    assert "3 requests went live at the full price, to be in time" in ended.err
+    assert "missed" not in ended.err
+    (row,) = (line.split() for line in ended.err.splitlines() if line.startswith("soon "))
+    assert (row[1:3], row[-3] == row[-2]) == (["3", "live"], True)
+    assert_paid_once(quick_api, 3)
+    assert [charge.route for charge in quick_api.books.charges] == ["live"] * 3
+    tallied = json.loads(cli.run("status", "--json").out)["tally"]
+    assert [(line["latency"], line["by_batch"], line["escalated"]) for line in tallied] == [("soon", 0, 3)]
+
+
+def test_a_missed_deadline_is_told_with_its_cause(cli: Cli, slow_api: Sandbox) -> None:
+    """Here nothing may go live: the budget is nought, and the batch comes too late."""
+    never_flush(cli, "1s")
+    cli.env["LLMROUTER_MAX_ESCALATION_USD"] = "0"
+    write_lines(cli.folder / "in.jsonl", [make_request("late")])
+    running = cli.start("run", "in.jsonl", "-o", "out.jsonl", "--latency", "soon")
+    wait_until(lambda: slow_api.batches)
+    with Router(Anthropic(api_key="sandbox"), store=cli.store, worker=False) as router:
+        wait_until(lambda: [is_stuck(batch) for batch in router.status().batches] == [True])
+    slow_api.clock.advance(HOUR)
+    ended = running.end()
+
+    assert ended.code == 0, ended.err
+    assert "missed: 1 deadline (1 budget)" in ended.err
+    assert len(read_lines(cli.folder / "out.jsonl")) == 1
+
+
+def is_stuck(batch: BatchStatus) -> bool:
+    """Whether it is late, and was to go live and could not."""
+    late = batch.deadline_at is not None and batch.deadline_at < datetime.now(UTC)
+    return late and batch.reason is Reason.BUDGET

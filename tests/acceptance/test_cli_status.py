@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from anthropic import Anthropic
-from cli_support import make_request, wait_until
+from cli_support import MODEL, make_request, wait_until
 
 from llmrouter import Router, Settings
 from llmrouter.cli import main
@@ -46,6 +46,11 @@ def test_what_waits_and_what_is_in_flight(cli: Cli, slow_api: Sandbox) -> None:
     assert sorted(batch["state"] for batch in found["batches"]) == ["in_doubt", "in_flight"]
     assert found["backlog"][0]["latency"] == "weekly"
     assert (found["engine"], found["unattended"]) == (None, True)
+    assert (found["going_live"], found["live"], found["used_up"]) == (0, None, [])
+    assert {line["model"] for line in (*found["backlog"], *found["batches"])} == {MODEL}
+    (turnaround,) = found["turnaround"]
+    assert (turnaround["model"], turnaround["ended"], turnaround["guess"]) == (None, 0, True)
+    assert 0 < turnaround["p50"] < turnaround["p90"]
     (doubtful,) = (batch for batch in found["batches"] if batch["state"] == "in_doubt")
     assert doubtful["in_doubt_at"]
     assert set(doubtful["candidates"]) <= set(slow_api.batches)
@@ -69,9 +74,9 @@ def test_what_is_wrong_is_told(cli: Cli, slow_api: Sandbox) -> None:
         Anthropic(base_url=cli.env["ANTHROPIC_BASE_URL"], api_key="sandbox") as client,
         Router(client, store=cli.store, worker=False) as router,
     ):
-        router.submit(make_request("held"), latency="daily", deadline=timedelta(seconds=5))
+        router.submit(make_request("held"), latency="daily")
         router.pause("weekly")
-        router.submit(make_request("paused"), latency="weekly")
+        router.submit(make_request("paused"), latency="weekly", deadline=timedelta(minutes=5))
         wait_until(lambda: router.status().holds)
     text = cli.run("status").out
     found = json.loads(cli.run("status", "--json").out)
@@ -83,7 +88,9 @@ def test_what_is_wrong_is_told(cli: Cli, slow_api: Sandbox) -> None:
     assert re.search(r"^weekly .* paused, held for 10 min *$", text, flags=re.MULTILINE)
     assert re.search(r"^Lane \w{8} waits for .* more: ", text, flags=re.MULTILINE)
     assert "invalid x-api-key" in " ".join(text.split())
-    assert "a deadline will pass, in" in text or "a deadline has passed," in text
+    assert re.search(
+        r"^weekly in lane \w{8}: a deadline will pass, in .*, as it stands\.$", text, re.MULTILINE
+    )
     assert max(len(line) for line in text.splitlines()[1:]) <= 80
     assert (found["engine"]["working_here"], found["unattended"]) == (False, False)
     assert list(found["paused"]) == ["weekly"]

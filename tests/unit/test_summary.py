@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrouter.domain.ledger import MissCause
 from llmrouter.reports.summary import Finished, Tally
 
 ANSWERED = Finished(
@@ -49,6 +50,23 @@ def test_a_request_canceled_in_the_queue_was_sent_nowhere() -> None:
         replace(ANSWERED, batch_id=None, error_type="canceled", paid_usd=FREE, list_usd=FREE)
     ).total()
     assert (row.live_count, row.batch_count, row.failed_count) == (0, 0, 1)
+
+
+def test_what_went_live_to_be_in_time_is_counted_as_live() -> None:
+    """Apart from what was real-time from the beginning, and whatever came of it."""
+    escalated = replace(ANSWERED, batch_id=None, escalated=True)
+    failed = replace(escalated, error_type="canceled")
+    row = tally_of(ANSWERED, escalated, failed, replace(ANSWERED, batch_id=None)).total()
+    assert (row.live_count, row.escalated_count, row.batch_count) == (3, 2, 1)
+
+
+def test_missed_deadlines_are_counted_by_cause() -> None:
+    """The most frequent cause first, over all classes too."""
+    budget = replace(ANSWERED, on_time=False, missed=MissCause.BUDGET)
+    risk = replace(budget, missed=MissCause.NOT_INSURED)
+    tally = tally_of(risk, budget, replace(budget, latency="hourly"), ANSWERED)
+    assert list(tally.total().missed.items()) == [(MissCause.BUDGET, 2), (MissCause.NOT_INSURED, 1)]
+    assert tally.rows()["hourly"].missed == {MissCause.BUDGET: 1}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from llmrouter.cli.failures import EXIT_CODES, OK, explain
 from llmrouter.cli.options import Invocation
 from llmrouter.cli.pause import pause, resume
 from llmrouter.cli.run import run
+from llmrouter.cli.runs import runs
 from llmrouter.cli.sandbox import sandbox
 from llmrouter.cli.status import status
 from llmrouter.cli.upkeep import prune, repair
@@ -31,6 +32,7 @@ app = typer.Typer(
 for command in (
     demo,
     run,
+    runs,
     status,
     why,
     cancel,

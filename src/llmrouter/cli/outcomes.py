@@ -11,7 +11,8 @@ import anthropic
 
 from llmrouter.claude.prices import price_of
 from llmrouter.claude.results import error_of
-from llmrouter.domain.requests import OutcomeKind
+from llmrouter.domain.ledger import miss_cause
+from llmrouter.domain.requests import OutcomeKind, Route
 from llmrouter.reports.summary import Finished
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ def finished_of(future: MessageFuture, result: dict[str, Any], live_wait: timede
         on_time=outcome.settled_at <= outcome.deadline_at if outcome else None,
         paid_usd=paid_usd,
         list_usd=list_usd,
+        escalated=outcome is not None and outcome.route is Route.ESCALATED,
+        missed=miss_cause(outcome) if outcome else None,
     )
 
 
 def _costs(future: MessageFuture, result: dict[str, Any]) -> tuple[Decimal | None, Decimal | None]:
     outcome = future.outcome
-    in_batch = outcome is not None and outcome.batch_id is not None
+    in_batch = outcome is not None and outcome.route is Route.BATCH
     price = price_of(
         result["message"],
         processing="batch" if in_batch else "standard",

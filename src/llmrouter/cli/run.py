@@ -20,6 +20,7 @@ from llmrouter.cli.signals import Stop
 from llmrouter.cli.tables import summary_table
 from llmrouter.domain.latency import REAL_TIME
 from llmrouter.reports.formats import format_count
+from llmrouter.reports.reasons import name_causes
 from llmrouter.router import Router
 from llmrouter.routing import Routing
 from llmrouter.settings import Settings
@@ -165,6 +166,12 @@ def _report(results: Results, plan: RunPlan, output: Path) -> None:
     if rows:
         err.print(summary_table(rows))
     total = results.tally.total()
+    if total.escalated_count:
+        live = format_count(total.escalated_count, "request")
+        note(f"{live} went live at the full price, to be in time")
+    if total.missed:
+        missed = format_count(sum(total.missed.values()), "deadline")
+        note(f"missed: {missed} ({name_causes(total.missed)})", style="yellow")
     if total.unpriced_count:
         note(f"{format_count(total.unpriced_count, 'answer')} of unknown price not counted", style="yellow")
     note(f"{format_count(plan.total, 'result')} in {output}")

@@ -216,15 +216,18 @@ def _describe(plan: RunPlan, results: Results, submitted: int, status: RouterSta
 
 def _describe_waiting(waiting: int, status: RouterStatus, *, submitting: bool) -> list[str]:
     in_batches = min(waiting, status.in_batches)
-    queued = waiting - in_batches
+    going_live = min(waiting - in_batches, status.going_live)
+    queued = waiting - in_batches - going_live
     if not submitting:
         # What the store has neither queued nor in a batch has been answered, and is on its way here.
         queued = min(queued, status.queued)
     doubtful = sum(batch.state is BatchState.IN_DOUBT for batch in status.batches)
     where = f"{doubtful} in doubt" if doubtful else "in flight"
-    batches = format_count(len(status.batches), "batch", "batches")
+    batches = format_count(len(status.api_batches), "batch", "batches")
     words = [f"{in_batches:,} in {batches} {where}", f"{queued:,} queued"]
-    reading = waiting - in_batches - queued
+    if going_live:
+        words.append(f"{going_live:,} going live")
+    reading = waiting - in_batches - going_live - queued
     return [*words, f"{reading:,} being read"] if reading else words
 
 

@@ -68,5 +68,11 @@ def format_bytes(size_bytes: int) -> str:
 
 def format_instant(instant: datetime, now: datetime) -> str:
     """An instant to the second, and how far from now that is; both in UTC."""
-    away = f"{format_span(now - instant)} ago" if instant <= now else f"in {format_span(instant - now)}"
-    return f"{instant:%Y-%m-%d %H:%M:%S} UTC, {away}"
+    return f"{instant:%Y-%m-%d %H:%M:%S} UTC, {format_from_now(instant, now)}"
+
+
+def format_from_now(instant: datetime | None, now: datetime) -> str:
+    """How far an instant is from now; nothing when there is none."""
+    if instant is None:
+        return ""
+    return f"{format_span(now - instant)} ago" if instant <= now else f"in {format_span(instant - now)}"

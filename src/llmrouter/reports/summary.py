@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llmrouter.domain.ledger import MissCause
+
 CANCELED = "canceled"
 """The error type of a request that was taken back."""
 
@@ -25,7 +27,7 @@ class Finished:
 
     latency: str
     batch_id: str | None
-    """The batch that it was in last; None when it went live, or was canceled before it went at all."""
+    """The batch that answered it; None when it went live, or was canceled before it went at all."""
     error_type: str | None
     """Why there is no message: the API's error type, `CANCELED` or ``expired``. None: it succeeded."""
     waited: timedelta
@@ -36,6 +38,10 @@ class Finished:
     """What it cost; None when no price is known. What did not succeed costs nothing."""
     list_usd: Decimal | None
     """What it would have cost live."""
+    escalated: bool = False
+    """Whether it went live because its deadline asked for it."""
+    missed: MissCause | None = None
+    """Why its deadline was missed; None when it was not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +50,9 @@ class SummaryRow:
 
     request_count: int
     live_count: int
-    """Those that went live."""
+    """Those that went live, escalated or real-time."""
+    escalated_count: int
+    """Those that were to be batched, and went live to keep their deadline."""
     batch_count: int
     """Different batches that the others were in."""
     errors: Mapping[str, int]
@@ -55,6 +63,8 @@ class SummaryRow:
     on_time_count: int
     late_count: int
     """Those whose deadline was missed; what had none is in neither count."""
+    missed: Mapping[MissCause, int]
+    """The same by cause, the most frequent first; without what was taken back."""
     paid_usd: Decimal
     list_usd: Decimal
     """What all of it would have cost live. Both sums leave out what has no known price."""
@@ -111,7 +121,9 @@ class _Account:
     waits: array[float] = field(default_factory=lambda: array("d"))
     batch_ids: set[str] = field(default_factory=set)
     errors: Counter[str] = field(default_factory=Counter)
+    missed: Counter[MissCause] = field(default_factory=Counter)
     live: int = 0
+    escalated: int = 0
     on_time: int = 0
     late: int = 0
     unpriced: int = 0
@@ -122,8 +134,11 @@ class _Account:
         self.waits.append(finished.waited.total_seconds())
         if finished.batch_id is not None:
             self.batch_ids.add(finished.batch_id)
-        elif finished.error_type != CANCELED:
+        elif finished.escalated or finished.error_type != CANCELED:
             self.live += 1
+        self.escalated += finished.escalated
+        if finished.missed is not None:
+            self.missed[finished.missed] += 1
         if finished.error_type is not None:
             self.errors[finished.error_type] += 1
         self.on_time += finished.on_time is True
@@ -138,7 +153,9 @@ class _Account:
         self.waits.extend(other.waits)
         self.batch_ids |= other.batch_ids
         self.errors += other.errors
+        self.missed += other.missed
         self.live += other.live
+        self.escalated += other.escalated
         self.on_time += other.on_time
         self.late += other.late
         self.unpriced += other.unpriced
@@ -150,12 +167,14 @@ class _Account:
         return SummaryRow(
             request_count=len(waits),
             live_count=self.live,
+            escalated_count=self.escalated,
             batch_count=len(self.batch_ids),
             errors=dict(self.errors.most_common()),
             wait_p50=timedelta(seconds=waits[math.ceil(len(waits) / 2) - 1]) if waits else None,
             wait_max=timedelta(seconds=waits[-1]) if waits else None,
             on_time_count=self.on_time,
             late_count=self.late,
+            missed=dict(self.missed.most_common()),
             paid_usd=self.paid_usd,
             list_usd=self.list_usd,
             unpriced_count=self.unpriced,
