@@ -12,6 +12,7 @@ from anthropic import NotGiven, Omit
 from llmrouter.claude.checks import check_batch_body, check_names, check_types, check_values
 from llmrouter.claude.headers import CallHeaders, fold_headers
 from llmrouter.claude.preparing import Shape, create_shape, prepare_body
+from llmrouter.claude.prompt_prefix import find_prefixes, has_breakpoints, mark_prefix
 from llmrouter.errors import InvalidRequestError
 
 _encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -29,6 +30,8 @@ class EncodedRequest:
     """The headers that this call adds to the client's own, names in lower case."""
     arguments: Mapping[str, Any] = field(repr=False)
     """The request again, with plain data for what was used up in the reading; empty for a batch."""
+    prefixes: tuple[str, ...] = ()
+    """Of its prompt, by their cache breakpoints, see `find_prefixes`; empty for a live call."""
 
 
 def encode(
@@ -37,6 +40,7 @@ def encode(
     batch: bool,
     extra_headers: CallHeaders | None = None,
     index: int | None = None,
+    auto_cache: bool = False,
 ) -> EncodedRequest:
     """Checks a request and encodes it. Iterators in it are used up, files in it are read.
 
@@ -45,30 +49,38 @@ def encode(
         batch: Whether it is going to be in a batch, which cannot carry everything.
         extra_headers: Further headers; they win over those of the request.
         index: Its place in a list of requests, for errors.
+        auto_cache: Whether to add `cache_control` to a request for a batch that has none, see `mark_prefix`.
 
     Raises:
         InvalidRequestError: It cannot be accepted; says which field is wrong and never what was in it.
     """
     try:
-        return _encode(request, batch, extra_headers)
+        return _encode(request, batch, extra_headers, auto_cache)
     except InvalidRequestError as error:
         if index is None:
             raise
         raise InvalidRequestError(error.field, error.problem, index=index) from error.__cause__
 
 
-def _encode(request: Mapping[str, Any], batch: bool, extra_headers: CallHeaders | None) -> EncodedRequest:
+def _encode(
+    request: Mapping[str, Any], batch: bool, extra_headers: CallHeaders | None, auto_cache: bool
+) -> EncodedRequest:
     arguments = _given(request)
     shape = create_shape()
     check_names(arguments, shape.names, batch=batch)
     body, data = _encode_body(arguments, shape)
+    model = _model_of(data)
     if batch:
+        marked = mark_prefix(data, model) if auto_cache else None
+        if marked is not None:
+            body, data = _encode_finished(marked), marked
         check_batch_body(data, len(body))
     return EncodedRequest(
         body=body,
-        model=_model_of(data),
+        model=model,
         headers=_call_headers(arguments, shape, extra_headers),
         arguments={} if batch else _again(arguments, data),
+        prefixes=find_prefixes(data) if batch and has_breakpoints(data) else (),
     )
 
 
