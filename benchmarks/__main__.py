@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.harness import Report, Size, say
 
-SECTIONS = ("enqueue", "group_commit", "processes", "flush", "collect", "backlog", "restart", "doubt")
+SECTIONS = ("enqueue", "group_commit", "processes", "flush", "collect", "backlog", "restart", "doubt", "wrap")
 _RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("llmrouter", "anthropic", "diskcache", "persist-queue", "huey", "litequeue")
 

@@ -9,6 +9,7 @@ from llmrouter._version import __version__
 from llmrouter.errors import LlmrouterError
 from llmrouter.futures import MessageFuture
 from llmrouter.router import Router
+from llmrouter.tagging import latency, tag
 
 if TYPE_CHECKING:
     from llmrouter.settings import ClassSettings, PolicySettings, Settings
@@ -22,6 +23,8 @@ __all__ = [
     "Settings",
     "__version__",
     "errors",
+    "latency",
+    "tag",
 ]
 
 

@@ -90,8 +90,9 @@ class MessageFuture(Future[Message]):
         return self.__dict__.setdefault(name, make())  # One of them, whichever thread is first.
 
     def status(self) -> str:
-        """Where the request is: ``queued``, ``claimed``, ``in_doubt``, ``in_flight``, or how it ended.
+        """Where the request is, or how it ended.
 
+        Where: ``queued``, ``claimed``, ``in_doubt``, ``in_flight``, or ``escalating``: it goes live.
         How: ``succeeded``, ``errored``, ``canceled``, ``expired``; ``closed`` when the router was
         closed first: the request is safe where it was, and a future of another router tells.
         """
@@ -156,7 +157,8 @@ class MessageFuture(Future[Message]):
             )
         )
 
-    def __await__(self) -> Generator[object, None, Message]:
+    async def wait(self) -> None:
+        """Waits in asyncio code until it is done, however it ends. Raises nothing of its own."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
 
@@ -171,7 +173,10 @@ class MessageFuture(Future[Message]):
                 return  # The loop was closed: nobody waits there any more.
 
         self.add_done_callback(tell)
-        yield from done
+        await done
+
+    def __await__(self) -> Generator[object, None, Message]:
+        yield from self.wait().__await__()
         if self.cancelled():
             raise asyncio.CancelledError
         return self.result()

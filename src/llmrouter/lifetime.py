@@ -62,6 +62,9 @@ class Lifetime:
             stack.callback(atexit.unregister, self.close)
             if parts.owns_store:
                 stack.callback(parts.store.close)
+            if parts.observer is not None:
+                stack.callback(parts.observer.close)
+            stack.callback(parts.rules.stop)
             stack.callback(self._resolver.close)
             if self.worker is not None:
                 stack.callback(self.worker.stop)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from llmrouter.engine.resolver import Resolver
 from llmrouter.lifetime import Lifetime
+from llmrouter.middleware import check_unwrapped, wrap_client
+from llmrouter.observing import middleware_for
 from llmrouter.operations import Operations
 from llmrouter.routing import call_site
 from llmrouter.submission import Ask, Submission, Terms
@@ -16,17 +18,18 @@ from llmrouter.wiring import build
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping, Sequence
-    from datetime import datetime, timedelta
+    from datetime import date, datetime, timedelta
     from types import TracebackType
 
-    from anthropic import Anthropic
-
     from llmrouter.domain.batches import Canceled
+    from llmrouter.domain.runs import RunProgress
+    from llmrouter.domain.traffic import TrafficRow
     from llmrouter.futures import MessageFuture
+    from llmrouter.middleware import ClientT
     from llmrouter.ports import Clock, Store
     from llmrouter.reports.status import RouterStatus
     from llmrouter.settings import Settings
-    from llmrouter.wiring import Parts
+    from llmrouter.wiring import Parts, SyncClient
     from llmrouter.worker import Worker
 
 __all__ = ["Router"]
@@ -44,37 +47,46 @@ class Router:
 
     def __init__(
         self,
-        client: Anthropic | None = None,
+        client: SyncClient | None = None,
         *,
         store: str | Store | None = None,
         settings: Settings | None = None,
         worker: bool = True,
+        observe: bool | None = None,
         _clock: Clock | None = None,
     ) -> None:
         """Opens the store and, unless told otherwise, starts to work on it.
 
         Args:
             client: A synchronous client; by default ``Anthropic()``, from the environment. It is
-                the caller's: the router does not close it.
+                the caller's: the router does not close it. With one of a platform without batches
+                (Bedrock, Vertex, Foundry) everything goes live at once, whatever its latency class, and
+                nobody works on the store.
             store: A URL (``disk:///folder``, ``memory://``) or a `Store`; by default that of the
                 settings.
             settings: By default from the environment and the files that `Settings` names.
             worker: False: only enqueue and await; a separate ``llmrouter worker`` does the rest.
+            observe: True: all calls on wrapped clients go live and are counted: see `traffic`. By default
+                the setting ``observe``.
 
         Raises:
-            SettingsError: A setting is wrong, or the client's platform has no batches.
+            SettingsError: A setting is wrong, or the client is asynchronous.
             StoreUnusableError: The store cannot be opened.
         """
-        parts = build(client, store, settings, _clock)
+        check_unwrapped(client)
+        parts = build(client, store, settings, _clock, observe=observe)
         resolver: Resolver[MessageFuture] = Resolver(parts.store, _log_lookup_error)
         self._lifetime = Lifetime(parts, resolver)
         try:
-            if worker:
+            parts.rules.start()
+            # It would keep a store from those who can send what is in it.
+            if worker and parts.has_batches:
                 self._lifetime.worker = _make_worker(parts, resolver)
                 self._lifetime.worker.start()
         except BaseException:
             self._lifetime.close()
             raise
+        self._parts = parts
         self._submission = Submission(parts, resolver, self._lifetime)
         self._operations = Operations(parts, self._lifetime)
 
@@ -196,6 +208,34 @@ class Router:
         """
         return self._submission.future(request_id, key)
 
+    def wrap(self, client: ClientT) -> ClientT:
+        """The drop-in: a client like the given one, whose calls of ``messages.create`` go as they are tagged.
+
+        A tag is `llmrouter.tag`, a block of `llmrouter.latency` or a rule in the setting ``sites``, in this
+        order of precedence. What is tagged with a batch class waits for its answer, as a call does, and
+        survives a crash meanwhile; all other calls, and all other endpoints, go as before. Clients that
+        are derived from the wrapped one are wrapped, too. It shares the given client's connections.
+
+        Args:
+            client: An ``Anthropic`` or ``AsyncAnthropic``, of any platform; without batches there,
+                everything goes live. It must have the base URL and the credential of the router's own.
+
+        Raises:
+            SettingsError: It points elsewhere, or was wrapped by another router.
+            RouterClosedError: The router was closed.
+        """
+        self._lifetime.check_open()
+        return wrap_client(client, self, self._parts, middleware_for(self._parts))
+
+    def traffic(self, since: date | None = None) -> list[TrafficRow]:
+        """What call sites have sent live in observe mode; what other processes sent up to a second ago.
+
+        Args:
+            since: The first day (UTC); None: all there is.
+        """
+        self._lifetime.check_open()
+        return self._operations.traffic(since)
+
     def flush(self) -> int:
         """Sends everything that waits, now; answers with the number of batches that were created.
 
@@ -243,6 +283,15 @@ class Router:
         """
         self._lifetime.check_open()
         return self._operations.find(key=key, batch=batch)
+
+    def runs(self) -> list[RunProgress]:
+        """How far each run in the store has come, the one that began last first.
+
+        A run is what ``latency(..., run=NAME)`` names, or a ``llmrouter run``. Reads all keys in the store,
+        so not for a loop.
+        """
+        self._lifetime.check_open()
+        return self._operations.runs()
 
     def cancel(
         self,

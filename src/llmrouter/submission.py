@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmrouter.domain.latency import REAL_TIME, check_deadline
+from llmrouter.domain.prompt_cache import SharedPrefixes, name_prefix
 from llmrouter.domain.requests import Group, RequestState
 from llmrouter.engine.intake import Draft
 from llmrouter.errors import InvalidRequestError, UnknownRequestError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from llmrouter.engine.resolver import Resolver
     from llmrouter.lifetime import Lifetime
     from llmrouter.wiring import Parts
+
+_log = logging.getLogger("llmrouter")
 
 _CACHED_GROUPS = 1024
 """Call sites may be named by the thousand, of each request its own, say."""
@@ -64,10 +68,14 @@ class Submission:
         self._lifetime = lifetime
         # Requests of one group share the object: a store knows it again without comparing lanes.
         self._group = lru_cache(_CACHED_GROUPS)(_make_group)
+        self._rules = parts.rules.settings
+        self._site = lru_cache(_CACHED_GROUPS)(self._rules.site)
+        self._shared = SharedPrefixes()
+        self._told = False
 
     def submit(self, asks: Sequence[Ask], terms: Terms) -> list[MessageFuture]:
         """Makes requests durable, all of them or none, or starts their live calls."""
-        if terms.live:
+        if self._goes_live(terms):
             return self._start_live(asks, terms)
         drafts = self._drafts(asks, terms)
         since = self._resolver.position()
@@ -84,7 +92,7 @@ class Submission:
             terms: Of all of them.
             in_thread: Whether to check and encode there, too: many would hold up the loop.
         """
-        if terms.live:
+        if self._goes_live(terms):
             return self._start_live(asks, terms)
         if in_thread:
             drafts = await asyncio.to_thread(self._drafts, asks, terms)
@@ -146,24 +154,50 @@ class Submission:
         """Keeps a future alive that somebody listens to."""
         self._resolver.pin(future)
 
+    def _goes_live(self, terms: Terms) -> bool:
+        if terms.live or self._parts.routing.never_batch(terms.site):
+            return True
+        if self._parts.has_batches:
+            return False
+        self._parts.routing.batch_class(terms.latency)
+        if not self._told:
+            self._told = True
+            text = "%s has no batches: what is submitted goes live at once, such as %s"
+            about = {"site": terms.site, "latency": terms.latency}
+            _log.warning(text, type(self._parts.client).__name__, terms.latency, extra=about)
+        return True
+
     def _drafts(self, asks: Sequence[Ask], terms: Terms) -> list[Draft]:
         self._lifetime.check_open()
         latency = self._parts.routing.batch_class(terms.latency)
         _check_text("site", terms.site, None)
         check_deadline(terms.deadline, self._parts.clock.now())
-        return [self._draft(ask, terms, latency) for ask in asks]
+        auto_cache = self._has_auto_cache(terms.site)
+        return [self._draft(ask, terms, latency, auto_cache=auto_cache) for ask in asks]
 
-    def _draft(self, ask: Ask, terms: Terms, latency: LatencyClass) -> Draft:
+    def _has_auto_cache(self, site: str) -> bool:
+        rules = self._parts.rules.settings
+        if rules is not self._rules:  # They were read anew.
+            self._rules, self._site = rules, lru_cache(_CACHED_GROUPS)(rules.site)
+        return self._site(site).cache == "auto"
+
+    def _draft(self, ask: Ask, terms: Terms, latency: LatencyClass, *, auto_cache: bool) -> Draft:
         if ask.key is not None:
             _check_text("key", ask.key, ask.index)
         encoded = self._parts.encode(
-            ask.request, batch=True, extra_headers=terms.extra_headers, index=ask.index
+            ask.request,
+            batch=True,
+            extra_headers=terms.extra_headers,
+            index=ask.index,
+            auto_cache=auto_cache,
         )
         try:
             lane = self._parts.lanes.lane_for(encoded.headers)
         except InvalidRequestError as error:
             raise InvalidRequestError(error.field, error.problem, index=ask.index) from None
-        group = self._group(lane, terms.latency, terms.site, encoded.model)
+        prefix = self._shared.pick(encoded.prefixes) if encoded.prefixes else ""
+        named = name_prefix(prefix, warmable=auto_cache)
+        group = self._group(lane, terms.latency, terms.site, encoded.model, named)
         return Draft(group=group, latency=latency, body=encoded.body, deadline=terms.deadline, key=ask.key)
 
     def _register(
@@ -200,8 +234,8 @@ class Submission:
         return futures
 
 
-def _make_group(lane: Lane, latency: str, site: str, model: str) -> Group:
-    return Group(lane=lane, latency=latency, site=site, model=model)
+def _make_group(lane: Lane, latency: str, site: str, model: str, prefix: str) -> Group:
+    return Group(lane=lane, latency=latency, site=site, model=model, prefix=prefix)
 
 
 def _check_text(field: str, text: object, index: int | None) -> None:

@@ -229,7 +229,7 @@ def test_the_status_of_a_router_shows_what_waits_and_what_flies(world: World) ->
     """By class and lane, with the earliest deadline."""
     router = world.router()
     router.submit_many([ask(number) for number in range(3)], latency=BULK)
-    first = router.submit(ask(9), latency=BULK, deadline=timedelta(days=790))
+    first = router.submit(ask(9), latency=BULK, deadline=timedelta(days=799, hours=23))
     before = router.status()
     router.flush()
     after = router.status()

@@ -442,6 +442,6 @@ def test_call_sites_by_the_thousand_take_no_memory(world: World) -> None:
     """A name of each request's own is allowed."""
     router = world.router(worker=False)
     for number in range(1_500):
-        router._submission._group(LANE, BULK, f"site-{number}", "m")
+        router._submission._group(LANE, BULK, f"site-{number}", "m", "")
 
     assert router._submission._group.cache_info().currsize <= 1_024

@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import threading
 import time
-from concurrent.futures import as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,25 @@ class Commands:
 
         threading.Thread(target=run, daemon=True).start()
         say(waiting=len(numbers))
+
+    def call(self, *, count: int, threads: int = 1) -> None:
+        """Makes live calls on a wrapped client, whole ones and streams, and tells of each."""
+        client = self.router.wrap(self._client)
+
+        def one(number: int) -> None:
+            if number % 2:
+                client.messages.create(**ask(number))
+            else:
+                list(client.messages.create(**ask(number), stream=True))
+            say(called=number)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(one, range(count)))
+        say(calls=count)
+
+    def leave(self) -> None:
+        """Ends without closing anything."""
+        sys.exit()
 
     def cancel(self, *, pattern: str) -> None:
         """Gives requests up, by their keys."""

@@ -151,7 +151,8 @@ def _answering_client() -> anthropic.Anthropic:
 
 def _answer(request: APIRequest, _call_next: CallNext) -> APIResponse[Any]:
     status, envelope = cast("tuple[int, dict[str, Any]]", request.json)
-    headers = {"content-type": "application/json"}
+    # Raised in a middleware it is not to be tried again: it is stored, and would be the same.
+    headers = {"content-type": "application/json", "x-should-retry": "false"}
     api_request_id = envelope.get("request_id")
     if isinstance(api_request_id, str) and _API_REQUEST_ID.fullmatch(api_request_id):
         headers["request-id"] = api_request_id

@@ -23,9 +23,8 @@ def client_with(handler: Callable[[httpx2.Request], httpx2.Response], **options:
     """A client whose transport is a function."""
     if not options.keys() & {"api_key", "auth_token", "credentials"}:
         options["api_key"] = "key"
-    return anthropic.Anthropic(
-        http_client=httpx2.Client(transport=httpx2.MockTransport(handler)), max_retries=2, **options
-    )
+    options.setdefault("max_retries", 2)
+    return anthropic.Anthropic(http_client=httpx2.Client(transport=httpx2.MockTransport(handler)), **options)
 
 
 def silent_client(**options: Any) -> anthropic.Anthropic:

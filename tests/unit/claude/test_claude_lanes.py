@@ -59,6 +59,13 @@ def test_clients_that_differ_have_different_lanes(one: dict[str, Any], other: di
     assert lanes(**one).lane_for({}).lane_id != lanes(**other).lane_for({}).lane_id
 
 
+def test_a_default_header_counts_in_whatever_case_it_is_spelled() -> None:
+    """As the SDK sends it: the caller's own, not the SDK's."""
+    lane = lanes(api_key="a", default_headers={"Anthropic-Version": "2023-06-01"}).lane_for({})
+
+    assert lane.headers == (("anthropic-version", "2023-06-01"),)
+
+
 def test_the_fingerprint_is_of_this_store() -> None:
     """With another secret the same key has another fingerprint."""
     client = silent_client(api_key="a")

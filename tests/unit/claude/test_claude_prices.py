@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from claude_support import message_body
+from genai_prices import data_snapshot
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from llmrouter.claude.prices import Price, price_of
+from llmrouter.claude.prices import Price, live_price_usd, price_of
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 HAIKU = "claude-haiku-4-5"
@@ -100,3 +103,61 @@ def test_the_price_library_is_loaded_when_it_is_needed() -> None:
     code = "import sys, llmrouter.claude.prices; sys.exit('genai_prices' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+COUNTS = st.one_of(st.none(), st.integers(0, 3_000), st.integers(0, 400_000))
+USAGES = st.fixed_dictionaries(
+    {"input_tokens": COUNTS, "output_tokens": COUNTS},
+    optional={
+        "cache_read_input_tokens": COUNTS,
+        "cache_creation_input_tokens": COUNTS,
+        "cache_creation": st.one_of(
+            st.none(),
+            st.fixed_dictionaries({"ephemeral_5m_input_tokens": COUNTS, "ephemeral_1h_input_tokens": COUNTS}),
+        ),
+        "server_tool_use": st.one_of(st.none(), st.just({"web_search_requests": 2})),
+        "service_tier": st.just("standard"),
+        "inference_geo": st.just("us"),
+    },
+)
+MODELS = [
+    "claude-sonnet-4-5",
+    "claude-opus-4-6",
+    "claude-3-haiku-20240307",
+    "claude-sonnet-4-0",
+    HAIKU,
+    OPUS_3,
+]
+
+
+SPLIT_WRONGLY = {
+    "input_tokens": 1,
+    "output_tokens": 1,
+    "cache_creation_input_tokens": 100,
+    "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 500},
+}
+
+
+@example(model=HAIKU, usage=SPLIT_WRONGLY)
+@given(model=st.sampled_from([*MODELS, "claude-nobody-knows"]), usage=USAGES)
+def test_the_price_of_many_is_that_of_each(model: str, usage: dict[str, Any]) -> None:
+    """To the last digit, with long inputs, searches, and a usage that does not add up."""
+    price = price_of({"model": model, "usage": usage}, processing="standard", at=NOW)
+    assert live_price_usd(model, usage, NOW) == (None if price is None else price.paid_usd)
+
+
+def test_long_inputs_cost_what_they_do_of_every_model() -> None:
+    """Some have another price from some length on, which is none of ours to know."""
+    (provider,) = [one for one in data_snapshot.get_snapshot().providers if one.id == "anthropic"]
+    tiered = 0
+    for model in provider.models:
+        prices = []
+        for kind in ("input_tokens", "cache_read_input_tokens"):
+            for count in (1_000, 30_000, 99_999, 100_000, 199_999, 250_000, 900_000):
+                usage = {"input_tokens": 0, "output_tokens": 10, kind: count}
+                price = price_of({"model": model.id, "usage": usage}, processing="standard", at=NOW)
+                assert live_price_usd(model.id, usage, NOW) == (price and price.paid_usd), (model.id, usage)
+                prices.append(None if price is None else price.paid_usd)
+        low, high = prices[2], prices[6]
+        tiered += low is not None and high is not None and high > 10 * low
+    assert tiered

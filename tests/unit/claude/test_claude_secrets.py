@@ -22,8 +22,10 @@ from llmrouter.claude.creating import Upload
 from llmrouter.claude.encoding import encode
 from llmrouter.claude.lanes import Lanes
 from llmrouter.claude.live import LiveCalls
+from llmrouter.claude.live_api import SdkLiveApi
 from llmrouter.claude.results import parse_line
 from llmrouter.domain.batches import Answer
+from llmrouter.domain.live import LiveCallError
 from llmrouter.domain.requests import OutcomeKind
 from llmrouter.errors import CreateError, LlmrouterError
 
@@ -57,6 +59,7 @@ class Planted:
         self.lanes = Lanes(self.client, SECRET)
         self.lane = self.lanes.lane_for({})
         self.api = SdkBatchApi(self.client, self.lanes)
+        self.live = SdkLiveApi(self.client, self.lanes)
         self.encoded = encode(
             request(messages=[{"role": "user", "content": PROMPT}], system=PROMPT), batch=True
         )
@@ -162,6 +165,28 @@ def test_reading_results_tells_nothing(said: list[str], caplog: pytest.LogCaptur
 
     said += [repr(lines), str(lines)]
     assert len([record for record in caplog.records if record.name.startswith("llmrouter")]) == 2
+
+
+@pytest.mark.parametrize("handler", FAILURES)
+def test_a_live_call_that_fails_tells_nothing(said: list[str], handler: Handler) -> None:
+    """As a create; and the request's own error is for its caller alone."""
+    planted = Planted(handler)
+    try:
+        said.append(repr(planted.live.call(planted.lane, "req_1", planted.encoded.body)))
+    except LiveCallError as error:
+        said += [*told(error), *told(pickle.loads(pickle.dumps(error))), error.brief]
+
+
+def test_a_live_call_that_is_answered_tells_nothing(said: list[str]) -> None:
+    """Nor one whose answer breaks off."""
+    answer = message_body(content=[{"type": "text", "text": ANSWER}])
+    planted = Planted(lambda _: httpx2.Response(200, json=answer))
+    said.append(repr(planted.live.call(planted.lane, "req_1", planted.encoded.body)))
+    for headers in ({}, {"content-type": "text/event-stream"}):
+        broken = Planted(lambda _, headers=headers: httpx2.Response(200, stream=Cut(), headers=headers))  # type: ignore[misc]
+        with pytest.raises(LiveCallError) as caught:
+            broken.live.call(broken.lane, "req_1", broken.encoded.body)
+        said += [*told(caught.value), caught.value.brief, repr(planted.live)]
 
 
 def test_looking_up_tells_nothing(said: list[str]) -> None:
