@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/llmrouter demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.clients
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(VENV)/clients/bin/python -m pytest tests/clients
 
 soak: $(VENV)/.dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(BIN)/python -m pytest -s tests/crash/test_soak.py
@@ -44,6 +45,12 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[sandbox]' --group test --group check
+	touch $@
+
+$(VENV)/.clients: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)/clients/bin/python -m pip install --quiet --editable '.[sandbox]' --group clients
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.pip pyproject.toml
