@@ -76,7 +76,7 @@ class ClassTally:
     wasted: int = 0
     """Answers that came second: a batch's and a live call's were both paid."""
     resent: int = 0
-    """Live calls that were made again because nobody knows the answer of the first: paid twice, perhaps."""
+    """Live calls whose answer nobody knows, and whose requests were sent again: paid twice, perhaps."""
     live_usd: Mapping[date, Decimal] = field(default_factory=dict)
     """What its live calls cost, by day (UTC), as far as prices are known; the last 40 days."""
     cache: Mapping[Route, CacheUse] = field(default_factory=dict)
