@@ -54,6 +54,7 @@ class Wrappable(Protocol):
 
 
 ClientT = TypeVar("ClientT", bound=Wrappable)
+AnswerT = TypeVar("AnswerT")
 
 
 class Submitter(Protocol):
@@ -130,6 +131,7 @@ class RoutingMiddleware(Middleware):
         self._client = client
         self._parts = parts
         self._calls = parts.calls
+        self._live_use = parts.live_use
         self._routing = parts.routing
         self._batchable = parts.calls.is_batchable(client)
         self._warned: set[tuple[str, str]] = set()
@@ -137,10 +139,10 @@ class RoutingMiddleware(Middleware):
     def handle(self, request: APIRequest, call_next: CallNext) -> APIResponse[Any]:
         """Answers a call of a synchronous client."""
         if self._is_plain(request):
-            return call_next(request)
+            return self._noted(request, call_next(request))
         request, errand = self._look(request, call_next)
         if errand is None:
-            return call_next(request)
+            return self._noted(request, call_next(request))
         with errand.under_way():
             future = self._submit(errand)
             while errand.begins_anew(future):
@@ -152,16 +154,22 @@ class RoutingMiddleware(Middleware):
     async def handle_async(self, request: APIRequest, call_next: AsyncCallNext) -> AsyncAPIResponse[Any]:
         """Answers a call of an asynchronous client; its loop goes on."""
         if self._is_plain(request):
-            return await call_next(request)
+            return self._noted(request, await call_next(request))
         request, errand = self._look(request, call_next)
         if errand is None:
-            return await call_next(request)
+            return self._noted(request, await call_next(request))
         with errand.under_way():
             future = await self._submit_soon(errand)
             while errand.begins_anew(future):
                 future = await self._submit_soon(errand)
             await future.wait()
             return cast("AsyncAPIResponse[Any]", errand.answer(future))
+
+    def _noted(self, request: APIRequest, answer: AnswerT) -> AnswerT:
+        """An answer to a live call, which counts against the limits that escalations share."""
+        if self._batchable and self._calls.is_message(request):
+            self._live_use.note(request, answer)
+        return answer
 
     def _submit(self, errand: _Errand) -> MessageFuture:
         try:

@@ -17,6 +17,7 @@ from llmrouter.claude.encoding import EncodedRequest, encode
 from llmrouter.claude.lanes import NoLanes, lanes_of
 from llmrouter.claude.live import LiveCalls
 from llmrouter.claude.live_api import SdkLiveApi
+from llmrouter.claude.live_use import LiveUse
 from llmrouter.claude.observing import WatchedCall, read_answer
 from llmrouter.claude.prompt_prefix import warm_up_call
 from llmrouter.claude.wrapped import WrappedCalls
@@ -116,6 +117,8 @@ class Parts:
     """Has the present rules for call sites, for whom `routing` does not suffice."""
     calls: WrappedCalls
     """What the middleware of wrapped clients asks of the SDK."""
+    live_use: LiveUse
+    """Told of what goes live on wrapped clients."""
     intake: Intake
     observer: Observer | None
     """Counts the calls of wrapped clients, which all go live; None: they are routed."""
@@ -308,6 +311,7 @@ def build(
         routing=routing,
         rules=Reloader(settings, routing),
         calls=WrappedCalls(lanes),
+        live_use=LiveUse(pace.saw),
         intake=Intake(kept, clock),
         observer=Observer(kept, clock, read_answer) if observe else None,
     )

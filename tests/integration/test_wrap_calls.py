@@ -57,6 +57,19 @@ def test_a_tagged_call_is_a_batch_and_an_untagged_one_is_live(prompt: World) -> 
     prompt.check_books(3)
 
 
+def test_live_calls_of_a_wrapped_client_count_against_the_limits(tmp_path: Path) -> None:
+    """Escalations share them: what the headers name is known before the first of those."""
+    with World(tmp_path, requests_per_minute=1_000) as world:
+        router = world.router(worker=False)
+        pace = router._lifetime._parts.pace
+        client = router.wrap(world.client())
+        assert not pace.knows_limits
+
+        client.messages.create(**ask())
+        assert pace.knows_limits
+        assert pace.rate([ask()["model"]]).requests <= 0.8 * 999
+
+
 def test_an_asynchronous_client_does_the_same(prompt: World) -> None:
     """Its calls share a batch where they come together."""
     router = prompt.router()
