@@ -720,3 +720,21 @@ def test_a_clock_set_back_does_not_stop_the_polling() -> None:
     bench.collect()
 
     assert len(bench.api.looks) == looks + 1
+
+
+def test_a_batch_that_another_process_has_deleted_is_closed() -> None:
+    """Though this one deletes none: all of it is settled, and the API does not name it any more."""
+    store = FailingStore()
+    bench, requests = in_flight(2, store=store, delete_after_collect=True)
+    bench.api.end()
+    store.failures = {"finish": [StoreBusyError("locked")]}
+    with pytest.raises(StoreBusyError):
+        bench.collect()
+    store.failures = {}
+    bench._collecting["delete_after_collect"] = False
+    bench.restart()
+
+    assert bench.collect() == 0
+    bench.clock.advance(timedelta(seconds=31))
+    assert bench.collect() == 1
+    assert bench.kinds(requests) == [OutcomeKind.SUCCEEDED] * 2

@@ -52,6 +52,7 @@ SHORT_PATIENCE = timedelta(hours=6)
 What is sent again though its answer was only cut off is paid twice: better late than that.
 """
 
+_DELETED_AFTER = timedelta(seconds=30)
 _GONE_AFTER = timedelta(days=1)
 _ABSENT_PATIENCE = timedelta(hours=3)
 """How long the API must not have a batch before that can be for ever."""
@@ -101,6 +102,8 @@ class Collector:
         self._short: dict[str, _Watch] = {}
         self._alarmed_at: dict[str, float] = {}
         self._reads: Counter[str] = Counter()
+        self._missing_since: dict[str, float] = {}
+        """Since when the API does not name batches of which all is settled."""
         self._read_whole: dict[str, int] = {}
         """Batches all of whose results are stored, but which could not be closed yet: wasted answers."""
 
@@ -160,8 +163,8 @@ class Collector:
         if batch.batch_id in self._read_whole:
             return self._finish(lease, replace(batch, wasted=self._read_whole[batch.batch_id]), described)
         if described is None:
-            if self._delete and self._is_settled(batch) and not self._is_raced(batch):
-                return self._finish(lease, batch, None)  # A process ended between its deletion and this.
+            if self._was_deleted(batch):
+                return self._finish(lease, batch, None)
             ends_at = batch.expires_at or (batch.created_at or batch.claimed_at) + timedelta(days=1)
             return self._is_gone(batch, ends_at) and self._give_up(lease, batch)
         self._alarm(batch)
@@ -219,6 +222,17 @@ class Collector:
     def _is_settled(self, batch: Batch) -> bool:
         return next(iter(self._store.unsettled(batch.batch_id)), None) is None
 
+    def _was_deleted(self, batch: Batch) -> bool:
+        """Whether a process ended between the deletion of a batch that the API does not name and its end.
+
+        All of it is settled then. One that was not deleted may be missing for a moment.
+        """
+        if not self._is_settled(batch) or self._is_raced(batch):
+            return False
+        now = self._clock.monotonic()
+        missing = now - self._missing_since.setdefault(batch.batch_id, now)
+        return self._delete or missing >= _DELETED_AFTER.total_seconds()
+
     def _is_raced(self, batch: Batch) -> bool:
         """Whether its requests have just gone over to live calls: its answers still count."""
         stored = self._store.find_batch(batch.batch_id)
@@ -240,6 +254,7 @@ class Collector:
         ended_at = described.ended_at if described else None
         self._store.finish(lease, replace(batch, ended_at=ended_at or self._clock.now()))
         self._read_whole.pop(batch.batch_id, None)
+        self._missing_since.pop(batch.batch_id, None)
         for kept in (self._reads, self._looked_at, self._short, self._absent, self._alarmed_at):
             kept.pop(batch.batch_id, None)
         log.info("collected a batch of %d requests", batch.request_count, extra=known)
